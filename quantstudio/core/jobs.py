@@ -1,0 +1,110 @@
+"""The jobs that a worker can be asked to do, as plain data that travels in the `start` command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from quantstudio.core.errors import RecipeError
+from quantstudio.core.recipe import MachineSection, MeasureSection, Recipe
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunJob(_Plain):
+    """Carry out a recipe in a new run folder (or one that waits in the queue)."""
+
+    kind: Literal["run"] = "run"
+    recipe: Recipe
+    run_folder: str
+    """Absolute path of the run's folder; created when it does not exist."""
+
+
+class MeasureJob(_Plain):
+    """Measure one model folder by itself."""
+
+    kind: Literal["measure"] = "measure"
+    model: str
+    measure: MeasureSection = MeasureSection()
+    machine: MachineSection = MachineSection()
+
+
+class ChatJob(_Plain):
+    """Load a model and answer `generate` commands until cancelled."""
+
+    kind: Literal["chat"] = "chat"
+    model: str
+    machine: MachineSection = MachineSection()
+
+
+Job = Annotated[RunJob | MeasureJob | ChatJob, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[RunJob | MeasureJob | ChatJob] = TypeAdapter(Job)
+
+
+class Sampling(_Plain):
+    """How the next token is picked. Temperature 0 is greedy."""
+
+    temperature: float = Field(
+        default=0.7,
+        ge=0,
+        le=5,
+        title="Temperature",
+        description="0 always takes the likeliest word; higher values wander.",
+    )
+    top_k: int = Field(
+        default=50,
+        ge=0,
+        le=1_000_000,
+        title="Top-k",
+        description="Only the k likeliest words are considered. 0: all.",
+    )
+    top_p: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        title="Top-p",
+        description="Only the likeliest words that together reach this probability are considered.",
+    )
+    repetition_penalty: float = Field(
+        default=1.1,
+        ge=0.5,
+        le=2,
+        title="Repetition penalty",
+        description="Above 1, words already used become less likely.",
+    )
+    max_tokens: int = Field(
+        default=256,
+        ge=1,
+        le=32768,
+        title="Longest answer",
+        description="The answer stops after this many tokens.",
+    )
+    seed: int | None = Field(
+        default=None, title="Seed", description="Same seed, same answer. Empty: a new one each time."
+    )
+
+
+class ChatMessage(_Plain):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ChatRequest(_Plain):
+    """Payload of `generate`. With `template` the chat template is applied; without, the last content is continued."""
+
+    messages: tuple[ChatMessage, ...]
+    template: bool = True
+    sampling: Sampling = Sampling()
+
+
+def parse_job(data: object) -> RunJob | MeasureJob | ChatJob:
+    """Check the payload of a `start` command. Raises RecipeError."""
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        raise RecipeError("The worker was asked for a job that it does not know.", why=str(error)) from error

@@ -1,0 +1,46 @@
+"""Where things are kept: what ships with the program, and what belongs to the person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def resources() -> Path:
+    """The folder of shipped files: inside the package when installed from a wheel, beside it in a checkout."""
+    inside = PACKAGE / "resources"
+    return inside if inside.is_dir() else PACKAGE.parent / "resources"
+
+
+def starter_model() -> Path:
+    """The model in the box."""
+    return resources() / "starter"
+
+
+def data_home() -> Path:
+    """Folder of runs, chats and settings. `QUANTSTUDIO_HOME` overrides the platform's usual place."""
+    if override := os.environ.get("QUANTSTUDIO_HOME"):
+        return Path(override).expanduser().absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "QuantStudio"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "QuantStudio"
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "quantstudio"
+
+
+def runs_home() -> Path:
+    """Folder that holds one folder for each run, unless the settings name another."""
+    return data_home() / "runs"
+
+
+def hub_cache() -> Path:
+    """The Hugging Face cache, found by the variables that the library itself reads."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME") or str(
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    )
+    return Path(home).expanduser() / "hub"

@@ -1,0 +1,369 @@
+"""The recipe: everything that decides what a run produces, as one frozen, printable value.
+
+It is the single source of the window's forms, the command line's flags, the TOML file and the table in the docs;
+`fieldspec` flattens it for them. Every field carries a title and a help text, and a test insists on it.
+Levels of checking: a field (here), across fields (here), against the model (`plan`), against the machine
+(`estimate`).
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from quantstudio.core.schemes import W4A16, W8A8, W8A16, Scheme
+
+RECIPE_VERSION = 1
+STARTER = "starter"
+"""The model id that means the model in the box."""
+
+ADVANCED: dict[str, Any] = {"advanced": True}
+
+
+class HeadChoice(StrEnum):
+    """What becomes of the output head."""
+
+    KEEP = "keep"
+    INT8 = "int8"
+    SAME = "same"
+
+
+class EmbeddingChoice(StrEnum):
+    """What becomes of the token embedding."""
+
+    KEEP = "keep"
+    INT8 = "int8"
+
+
+class OnMisfit(StrEnum):
+    """What to do with a layer whose rows the group size does not divide."""
+
+    REFUSE = "refuse"
+    KEEP = "keep"
+    SMALLER = "smaller"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(_Section):
+    """Which model to start from."""
+
+    id: str = Field(
+        default=STARTER,
+        min_length=1,
+        title="Model",
+        description="'starter' for the model in the box, a folder on this machine, or the name of a model that is "
+        "already in the Hugging Face cache (owner/name).",
+        json_schema_extra={"editor": "model"},
+    )
+    revision: str = Field(
+        default="",
+        title="Revision",
+        description="For a model from the cache: the branch, tag or commit to use. Empty means main.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class LayersSection(_Section):
+    """Which parts of the model are quantized."""
+
+    head: HeadChoice = Field(
+        default=HeadChoice.INT8,
+        title="Output head",
+        description="The last layer, which scores every word. In a small model it takes a third of the time of "
+        "each token. int8 is nearly free of loss; 'same' uses the scheme of the other layers; 'keep' leaves bf16.",
+        json_schema_extra={"labels": {"keep": "Keep in bf16", "int8": "int8", "same": "Same as the layers"}},
+    )
+    embedding: EmbeddingChoice = Field(
+        default=EmbeddingChoice.INT8,
+        title="Embedding",
+        description="The table that turns words into vectors. int8 halves it with next to no loss. Where head and "
+        "embedding are one matrix, both as int8 stay one.",
+        json_schema_extra={"labels": {"keep": "Keep in bf16", "int8": "int8"}},
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        title="Layers to keep in bf16",
+        description="Names or patterns of layers to leave alone, such as model.layers.0.* or *.down_proj. "
+        "Sensitive layers protected here cost space and win back quality.",
+        json_schema_extra=ADVANCED,
+    )
+    on_misfit: OnMisfit = Field(
+        default=OnMisfit.REFUSE,
+        title="When a group size does not fit",
+        description="Some layers may have rows that the group size does not divide. 'refuse' stops before "
+        "starting and names them; 'smaller' gives them the next smaller size that fits; 'keep' leaves them in bf16.",
+        json_schema_extra={
+            "advanced": True,
+            "labels": {
+                "refuse": "Stop and tell me",
+                "keep": "Keep in bf16",
+                "smaller": "Use a smaller group",
+            },
+        },
+    )
+
+    @field_validator("keep")
+    @classmethod
+    def _patterns_are_names(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if not re.fullmatch(r"[\w.*?\[\]-]+", pattern):
+                raise ValueError(
+                    f"{pattern!r} is not a layer name or pattern; use letters, digits, dots, * and ?"
+                )
+        return patterns
+
+
+class RoundToNearest(_Section):
+    """Round every weight to the nearest point of its grid. Needs no data and takes seconds."""
+
+    kind: Literal["rtn"] = "rtn"
+
+
+class BuiltinText(_Section):
+    """Two public-domain novels that the starter model never saw."""
+
+    kind: Literal["builtin"] = "builtin"
+
+
+class FileText(_Section):
+    """A text file of your own."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(
+        default="",
+        title="Text file",
+        description="A UTF-8 text file. What you will use the model for is the best text to judge it by.",
+        json_schema_extra={"editor": "file"},
+    )
+
+
+EvaluationText = Annotated[BuiltinText | FileText, Field(discriminator="kind")]
+
+
+class MeasureSection(_Section):
+    """How the original and the result are compared."""
+
+    enabled: bool = Field(
+        default=True,
+        title="Measure afterwards",
+        description="Measure speed, memory and quality of the original and the result, each in a fresh process.",
+    )
+    text: EvaluationText = Field(
+        default=BuiltinText(), title="Evaluation text", description="The text on which quality is measured."
+    )
+    quality_tokens: int = Field(
+        default=32768,
+        ge=1024,
+        le=4_194_304,
+        title="Tokens to evaluate",
+        description="How much of the text to use. More tokens give narrower intervals and take longer.",
+        json_schema_extra=ADVANCED,
+    )
+    window: int = Field(
+        default=512,
+        ge=32,
+        le=32768,
+        title="Window length",
+        description="Tokens the model sees at once while quality is measured.",
+        json_schema_extra=ADVANCED,
+    )
+    prompt_tokens: int = Field(
+        default=512,
+        ge=1,
+        le=131072,
+        title="Prompt length",
+        description="Tokens in the prompt when the time to first token is measured.",
+        json_schema_extra=ADVANCED,
+    )
+    decode_tokens: int = Field(
+        default=64,
+        ge=8,
+        le=8192,
+        title="Answer length",
+        description="Tokens written when the decode speed is measured.",
+        json_schema_extra=ADVANCED,
+    )
+    trials: int = Field(
+        default=5,
+        ge=5,
+        le=100,
+        title="Trials",
+        description="How often each timing is repeated after a warm-up. The median is shown with its spread.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class OutputSection(_Section):
+    """Where the result goes and in what pieces."""
+
+    name: str = Field(
+        default="",
+        max_length=80,
+        title="Name of the run",
+        description="A name for the run's folder. Empty: made from the model and the scheme.",
+    )
+    shard_mb: int = Field(
+        default=4096,
+        ge=16,
+        le=65536,
+        title="Largest file (MB)",
+        description="Weights are split into files of at most this size.",
+        json_schema_extra=ADVANCED,
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, name: str) -> str:
+        if name and not re.fullmatch(r"[A-Za-z0-9][\w. +-]*", name):
+            raise ValueError(
+                "use letters, digits, spaces, dots, dashes and underscores, starting with a letter or digit"
+            )
+        return name
+
+
+class MachineSection(_Section):
+    """What the run may use of this machine."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        title="Device",
+        description="auto takes the GPU when there is one.",
+        json_schema_extra={
+            "advanced": True,
+            "labels": {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)"},
+        },
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        title="Threads",
+        description="CPU threads for the work. 0 uses every physical core.",
+        json_schema_extra=ADVANCED,
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=2**31 - 1,
+        title="Seed",
+        description="Start of every random choice, such as which text windows are used. Same seed, same result.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+Method = Annotated[RoundToNearest, Field()]
+
+
+class Recipe(_Section):
+    """One run: model, scheme, layers, method, measurement, output and machine."""
+
+    version: Literal[1] = Field(
+        default=RECIPE_VERSION,
+        title="Recipe version",
+        description="Version of the recipe's format. Newer programs read older recipes.",
+        json_schema_extra={"hidden": True},
+    )
+    model: ModelSection = Field(
+        default=ModelSection(), title="Model", description="Which model to start from."
+    )
+    scheme: Scheme = Field(
+        default=W4A16(),
+        title="Scheme",
+        description="How many bits weights and activations get.",
+        json_schema_extra={
+            "labels": {
+                "w4a16": "int4 weights (W4A16)",
+                "w4a8": "int4 weights, int8 activations (W4A8)",
+                "w8a16": "int8 weights (W8A16)",
+                "w8a8": "int8 weights and activations (W8A8)",
+            }
+        },
+    )
+    layers: LayersSection = Field(
+        default=LayersSection(), title="Layers", description="Which parts of the model are quantized."
+    )
+    method: Method = Field(
+        default=RoundToNearest(),
+        title="Method",
+        description="How the integers are chosen.",
+        json_schema_extra={"labels": {"rtn": "Round to nearest"}},
+    )
+    measure: MeasureSection = Field(
+        default=MeasureSection(), title="Measurement", description="How original and result are compared."
+    )
+    output: OutputSection = Field(
+        default=OutputSection(), title="Output", description="Where the result goes and in what pieces."
+    )
+    machine: MachineSection = Field(
+        default=MachineSection(), title="Machine", description="What the run may use of this machine."
+    )
+
+
+class Preset(StrEnum):
+    """Starting points of the form. Stable ids; `PRESET_TEXTS` holds the words."""
+
+    RECOMMENDED = "recommended"
+    SMALLEST = "smallest"
+    FASTEST = "fastest"
+    CLOSEST = "closest"
+
+
+PRESET_TEXTS: dict[Preset, tuple[str, str]] = {
+    Preset.RECOMMENDED: (
+        "Recommended",
+        "int4 layers with groups of 128, int8 head and embedding: small, fast, close.",
+    ),
+    Preset.SMALLEST: (
+        "Smallest",
+        "int4 layers with one scale per row, int8 embedding: fewest bytes, larger loss.",
+    ),
+    Preset.FASTEST: ("Fastest", "int4 layers and int4 head in groups of 128: fewest bytes read per token."),
+    Preset.CLOSEST: ("Closest to the original", "int8 throughout: half the size, hardly any loss."),
+}
+
+
+def preset_recipe(preset: Preset, model: ModelSection | None = None) -> Recipe:
+    """The recipe that a preset stands for."""
+    model = model or ModelSection()
+    match preset:
+        case Preset.RECOMMENDED:
+            return Recipe(model=model)
+        case Preset.SMALLEST:
+            same = LayersSection(head=HeadChoice.INT8, embedding=EmbeddingChoice.INT8)
+            return Recipe(model=model, scheme=W4A16(group_size="channel"), layers=same)
+        case Preset.FASTEST:
+            return Recipe(
+                model=model,
+                scheme=W4A16(group_size=128),
+                layers=LayersSection(head=HeadChoice.SAME, embedding=EmbeddingChoice.INT8),
+            )
+        case Preset.CLOSEST:
+            return Recipe(model=model, scheme=W8A16())
+
+
+__all__ = [
+    "PRESET_TEXTS",
+    "RECIPE_VERSION",
+    "STARTER",
+    "W8A8",
+    "BuiltinText",
+    "EmbeddingChoice",
+    "FileText",
+    "HeadChoice",
+    "LayersSection",
+    "MachineSection",
+    "MeasureSection",
+    "ModelSection",
+    "OnMisfit",
+    "OutputSection",
+    "Preset",
+    "Recipe",
+    "RoundToNearest",
+    "preset_recipe",
+]

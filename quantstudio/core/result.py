@@ -1,0 +1,133 @@
+"""What a run found out, as typed plain data: `result.json`, the `result` message, tables, charts, reports.
+
+Times are seconds, sizes bytes, rates tokens per second.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from quantstudio.core.recipe import Recipe
+
+RESULT_VERSION = 1
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Spread(_Plain):
+    """Repeated timings: the median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+    trials: tuple[float, ...] = ()
+
+
+class Interval(_Plain):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Sizes(_Plain):
+    """Bytes in the model's weight files by part."""
+
+    embedding: int
+    layers: int
+    head: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.layers + self.head + self.rest
+
+
+class Performance(_Plain):
+    """Speed and memory of one model in one fresh process."""
+
+    label: str
+    load_s: float
+    peak_rss: int
+    peak_cuda: int = 0
+    ttft_s: Spread
+    prompt_tps: Spread
+    decode_tps: Spread
+    prompt_tokens: int
+    decode_tokens: int
+    device: str
+    threads: int
+    kernels: dict[str, int] = {}
+    """Kernel name → number of layers that run on it."""
+
+
+class Quality(_Plain):
+    """Original and quantized over the same windows of the same text. Intervals by paired block bootstrap."""
+
+    tokens: int
+    windows: int
+    text: str
+    original_perplexity: Interval
+    perplexity: Interval
+    perplexity_change: Interval
+    """Relative: 0.05 is 5 % higher (worse). Paired."""
+    original_bits_per_byte: Interval
+    bits_per_byte: Interval
+    kl: Interval
+    """Mean KL divergence from the original's next-token distribution, in nats."""
+    top1: Interval
+    """Share of positions at which both pick the same likeliest token."""
+
+
+class KeptLayer(_Plain):
+    """A layer that stayed in the model's own precision, and why."""
+
+    name: str
+    reason: str
+
+
+class Quantization(_Plain):
+    """What the quantize phase did."""
+
+    label: str
+    quantized_layers: int
+    kept: tuple[KeptLayer, ...] = ()
+    original_sizes: Sizes
+    sizes: Sizes
+    layer_bits_per_weight: float
+    """Stored bits per weight of the quantized linear layers, read off the files, head and embedding not counted."""
+    seconds: float
+    peak_rss: int
+
+
+class Environment(_Plain):
+    """The machine and the libraries that the numbers belong to."""
+
+    machine: str
+    cpu: str
+    cores: int
+    memory: int
+    gpu: str = ""
+    os: str
+    versions: dict[str, str]
+
+
+class RunResult(_Plain):
+    """Everything a finished run knows."""
+
+    version: int = RESULT_VERSION
+    run_id: str
+    name: str
+    model_name: str
+    recipe: Recipe
+    quantization: Quantization
+    original_first: Performance | None = None
+    quantized: Performance | None = None
+    original_last: Performance | None = None
+    quality: Quality | None = None
+    verdict: tuple[str, ...] = ()
+    """Sentences for a person: faster or slower, smaller, closer or further, and whether the machine drifted."""
+    environment: Environment

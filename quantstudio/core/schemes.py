@@ -1,0 +1,152 @@
+"""What a quantization scheme is: numbers of bits, granularity, and what happens to activations.
+
+`WeightSpec` is the plain value that methods, formats and kernels understand; the scheme classes are what a
+person picks in a recipe. The names are the field's: W4A16 is 4-bit weights with 16-bit activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+PER_CHANNEL = "channel"
+
+
+class ActivationKind(StrEnum):
+    """How a layer's input is treated at run time."""
+
+    NONE = "none"
+    """Activations stay in bf16."""
+    INT8_TOKEN = "int8_token"  # noqa: S105 - a scheme, no secret
+    """Symmetric int8, one scale per token, computed as the model runs (dynamic)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """The grid onto which one weight matrix is put.
+
+    Shapes, for a weight of `[rows, columns]` (output × input features): codes `[rows, columns]`; scales and zero
+    points `[rows, columns / group_size]`, or `[rows, 1]` when `group_size` is None (per channel).
+    """
+
+    bits: int
+    group_size: int | None
+    symmetric: bool = True
+    activations: ActivationKind = ActivationKind.NONE
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Smallest and largest signed code, both included."""
+        half = 1 << (self.bits - 1)
+        return -half, half - 1
+
+    def fits(self, columns: int) -> bool:
+        """Whether groups of this size divide a row of `columns` weights."""
+        return self.group_size is None or columns % self.group_size == 0
+
+    def bits_per_weight(self, columns: int) -> float:
+        """Stored bits per weight, with bf16 scales and, when asymmetric, zero points of `bits` bits."""
+        group = self.group_size or columns
+        return self.bits + (16 + (0 if self.symmetric else self.bits)) / group
+
+    @property
+    def label(self) -> str:
+        """Short name for tables: `W4A16 g128`, `W8A8`, `W4A16 per channel, asymmetric`."""
+        name = f"W{self.bits}A{16 if self.activations is ActivationKind.NONE else 8}"
+        grain = f" g{self.group_size}" if self.group_size else (" per channel" if self.bits < 8 else "")
+        return name + grain + ("" if self.symmetric else " asymmetric")
+
+
+INT8_PER_CHANNEL = WeightSpec(bits=8, group_size=None)
+"""What a head or embedding becomes when the recipe says int8."""
+
+
+def _parse_group(value: object) -> object:
+    """Accept the digits that a form or a flag delivers as text."""
+    return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else value
+
+
+GroupSize = Annotated[
+    Annotated[int, Field(ge=8, le=65536)] | Literal["channel"],
+    BeforeValidator(_parse_group),
+]
+
+
+class _Scheme(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+
+class W8A16(_Scheme):
+    """8-bit weights, 16-bit activations: nearly lossless, about half the size."""
+
+    kind: Literal["w8a16"] = "w8a16"
+
+    def weight_spec(self) -> WeightSpec:
+        return WeightSpec(bits=8, group_size=None)
+
+
+class W8A8(_Scheme):
+    """8-bit weights, activations rounded to 8 bits per token: half the size, fast on long prompts."""
+
+    kind: Literal["w8a8"] = "w8a8"
+
+    def weight_spec(self) -> WeightSpec:
+        return WeightSpec(bits=8, group_size=None, activations=ActivationKind.INT8_TOKEN)
+
+
+class _FourBit(_Scheme):
+    group_size: GroupSize = Field(
+        default=128,
+        title="Group size",
+        description="How many neighbouring weights share one scale. Smaller groups follow the weights more "
+        "closely and cost more space: 128 adds 0.125 bits per weight, 32 adds 0.5. "
+        "'channel' gives a whole row one scale.",
+        json_schema_extra={"choices": ["32", "64", "128", "224", "256", PER_CHANNEL], "open_choices": True},
+    )
+    symmetric: bool = Field(
+        default=True,
+        title="Symmetric",
+        description="On: the grid is centred on zero, which is what most kernels run fastest. Off: a zero point "
+        "per group fits lopsided weights a little better.",
+        json_schema_extra={"advanced": True},
+    )
+
+    @property
+    def _group(self) -> int | None:
+        return None if self.group_size == PER_CHANNEL else int(self.group_size)
+
+
+class W4A16(_FourBit):
+    """4-bit weights, 16-bit activations: about a quarter of the size, fastest at writing text."""
+
+    kind: Literal["w4a16"] = "w4a16"
+
+    def weight_spec(self) -> WeightSpec:
+        return WeightSpec(bits=4, group_size=self._group, symmetric=self.symmetric)
+
+
+class W4A8(_FourBit):
+    """4-bit weights, activations rounded to 8 bits per token ("8da4w" of mobile runtimes)."""
+
+    kind: Literal["w4a8"] = "w4a8"
+
+    def weight_spec(self) -> WeightSpec:
+        return WeightSpec(
+            bits=4,
+            group_size=self._group,
+            symmetric=self.symmetric,
+            activations=ActivationKind.INT8_TOKEN,
+        )
+
+
+Scheme = Annotated[W4A16 | W4A8 | W8A16 | W8A8, Field(discriminator="kind")]
+SCHEMES: tuple[type[W4A16] | type[W4A8] | type[W8A16] | type[W8A8], ...] = (W4A16, W4A8, W8A16, W8A8)
+
+
+def fitting_group_sizes(columns: int, near: int) -> list[int]:
+    """Group sizes that divide a row of `columns` weights, at most five, nearest to `near` first."""
+    sizes = [size for size in range(8, columns + 1) if columns % size == 0]
+    return sorted(sizes, key=lambda size: (abs(size - near), size))[:5]

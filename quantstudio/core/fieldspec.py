@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from functools import cache
 from typing import Any
@@ -162,8 +162,6 @@ def _merged(first: FieldSpec | None, second: FieldSpec) -> FieldSpec:
     """The same field of two union members (a group size in W4A16 and in W4A8) is one field shown for both."""
     if first is None or first.when is None or second.when is None:
         return second
-    from dataclasses import replace
-
     return replace(first, when=(first.when[0], first.when[1] + second.when[1]))
 
 

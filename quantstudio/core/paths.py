@@ -40,7 +40,5 @@ def hub_cache() -> Path:
     """The Hugging Face cache, found by the variables that the library itself reads."""
     if cache := os.environ.get("HF_HUB_CACHE"):
         return Path(cache).expanduser()
-    home = os.environ.get("HF_HOME") or str(
-        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    )
+    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     return Path(home).expanduser() / "hub"

@@ -224,8 +224,7 @@ class Command:
 
     def encode(self) -> bytes:
         return (
-            json.dumps({"cmd": self.name, **self.payload}, separators=(",", ":"), ensure_ascii=False).encode()
-            + b"\n"
+            json.dumps({"cmd": self.name, **self.payload}, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from quantstudio.core.schemes import W4A16, W8A8, W8A16, Scheme
+from quantstudio.core.schemes import W4A16, W8A16, Scheme
 
 RECIPE_VERSION = 1
 STARTER = "starter"
@@ -113,9 +113,7 @@ class LayersSection(_Section):
     def _patterns_are_names(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
             if not re.fullmatch(r"[\w.*?\[\]-]+", pattern):
-                raise ValueError(
-                    f"{pattern!r} is not a layer name or pattern; use letters, digits, dots, * and ?"
-                )
+                raise ValueError(f"{pattern!r} is not a layer name or pattern; use letters, digits, dots, * and ?")
         return patterns
 
 
@@ -264,14 +262,12 @@ class Recipe(_Section):
     """One run: model, scheme, layers, method, measurement, output and machine."""
 
     version: Literal[1] = Field(
-        default=RECIPE_VERSION,
+        default=1,
         title="Recipe version",
         description="Version of the recipe's format. Newer programs read older recipes.",
         json_schema_extra={"hidden": True},
     )
-    model: ModelSection = Field(
-        default=ModelSection(), title="Model", description="Which model to start from."
-    )
+    model: ModelSection = Field(default=ModelSection(), title="Model", description="Which model to start from.")
     scheme: Scheme = Field(
         default=W4A16(),
         title="Scheme",
@@ -345,25 +341,3 @@ def preset_recipe(preset: Preset, model: ModelSection | None = None) -> Recipe:
             )
         case Preset.CLOSEST:
             return Recipe(model=model, scheme=W8A16())
-
-
-__all__ = [
-    "PRESET_TEXTS",
-    "RECIPE_VERSION",
-    "STARTER",
-    "W8A8",
-    "BuiltinText",
-    "EmbeddingChoice",
-    "FileText",
-    "HeadChoice",
-    "LayersSection",
-    "MachineSection",
-    "MeasureSection",
-    "ModelSection",
-    "OnMisfit",
-    "OutputSection",
-    "Preset",
-    "Recipe",
-    "RoundToNearest",
-    "preset_recipe",
-]

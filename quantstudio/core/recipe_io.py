@@ -21,9 +21,7 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe file. Raises RecipeError (unreadable, unknown keys, bad values) or RecipeTooNew."""
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(
-                f"{path.name} is too large to be a recipe.", hint="A recipe is a short TOML file."
-            )
+            raise RecipeError(f"{path.name} is too large to be a recipe.", hint="A recipe is a short TOML file.")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
@@ -126,10 +124,7 @@ def _words(item: Any) -> str:
         case "union_tag_not_found":
             return "it does not say which kind it is."
         case _:
-            return (
-                str(item["msg"]).removeprefix("Value error, ").rstrip(".")
-                + f"; it is {_shown(item['input'])}."
-            )
+            return str(item["msg"]).removeprefix("Value error, ").rstrip(".") + f"; it is {_shown(item['input'])}."
 
 
 def _shown(value: object) -> str:

@@ -42,9 +42,7 @@ class Reporter:
         self.check_cancel()
         elapsed = time.monotonic() - self._phase_started
         eta = elapsed / done * (total - done) if done > 0 and elapsed > 0.5 else None
-        self._sink(
-            protocol.Progress(t=time.time(), done=done, total=total, unit=unit, detail=detail, eta_s=eta)
-        )
+        self._sink(protocol.Progress(t=time.time(), done=done, total=total, unit=unit, detail=detail, eta_s=eta))
 
     def metric(self, name: str, value: float, step: int = 0, unit: str = "") -> None:
         self._sink(protocol.Metric(t=time.time(), name=name, value=value, step=step, unit=unit))

@@ -121,6 +121,10 @@ def _words(item: Any) -> str:
             return "there is no such field."
         case "union_tag_invalid":
             return f"{item['ctx']['tag']!r} is not one of {item['ctx']['expected_tags']}."
+        case "greater_than_equal":
+            return f"it must be at least {item['ctx']['ge']}; it is {_shown(item['input'])}."
+        case "less_than_equal":
+            return f"it must be at most {item['ctx']['le']}; it is {_shown(item['input'])}."
         case "union_tag_not_found":
             return "it does not say which kind it is."
         case _:

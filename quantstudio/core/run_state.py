@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import singledispatch
 
 from quantstudio.core import protocol
 from quantstudio.core.protocol import Message
@@ -74,9 +75,7 @@ class RunState:
             return
         self.messages += 1
         self.last = max(self.last, message.t)
-        handler = _HANDLERS.get(message.type)
-        if handler is not None:
-            handler(self, message)
+        _take(message, self)
 
     @property
     def fraction(self) -> float:
@@ -98,13 +97,19 @@ def replay(messages: list[Message]) -> RunState:
     return state
 
 
-def _hello(state: RunState, message: Message) -> None:
+@singledispatch
+def _take(message: Message, state: RunState) -> None:
+    """What one message changes; nothing for those that carry no state (heartbeat, answer)."""
+
+
+@_take.register
+def _(message: protocol.Hello, state: RunState) -> None:
     state.status = Status.STARTING
     state.started = state.started or message.t
 
 
-def _phase(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Phase)  # noqa: S101 - narrows the type for mypy
+@_take.register
+def _(message: protocol.Phase, state: RunState) -> None:
     if state.status is not Status.CANCELLING:
         state.status = Status.RUNNING
     state.started = state.started or message.t
@@ -112,70 +117,55 @@ def _phase(state: RunState, message: Message) -> None:
     state.progress = None
 
 
-def _progress(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Progress)  # noqa: S101
+@_take.register
+def _(message: protocol.Progress, state: RunState) -> None:
     state.progress = message
 
 
-def _memory(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Memory)  # noqa: S101
+@_take.register
+def _(message: protocol.Memory, state: RunState) -> None:
     state.started = state.started or message.t
     state.memory.add(message.t - state.started, message.rss)
     if message.cuda:
         state.cuda_memory.add(message.t - state.started, message.cuda)
 
 
-def _metric(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Metric)  # noqa: S101
+@_take.register
+def _(message: protocol.Metric, state: RunState) -> None:
     state.metrics.setdefault(message.name, Series(message.unit)).add(message.step, message.value)
 
 
-def _notice(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Notice)  # noqa: S101
+@_take.register
+def _(message: protocol.Notice, state: RunState) -> None:
     state.notices.append(message)
     state.log.append(f"{message.level}: {message.text}")
 
 
-def _artifact(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Artifact)  # noqa: S101
+@_take.register
+def _(message: protocol.Artifact, state: RunState) -> None:
     state.artifacts.append(message)
 
 
-def _log(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Log)  # noqa: S101
+@_take.register
+def _(message: protocol.Log, state: RunState) -> None:
     state.log.append(message.text)
 
 
-def _tokens(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Tokens)  # noqa: S101
+@_take.register
+def _(message: protocol.Tokens, state: RunState) -> None:
     state.text += message.text
 
 
-def _result(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Result)  # noqa: S101
+@_take.register
+def _(message: protocol.Result, state: RunState) -> None:
     state.result, state.status = message, Status.DONE
 
 
-def _error(state: RunState, message: Message) -> None:
-    assert isinstance(message, protocol.Error)  # noqa: S101
+@_take.register
+def _(message: protocol.Error, state: RunState) -> None:
     state.error, state.status = message, Status.FAILED
 
 
-def _cancelled(state: RunState, message: Message) -> None:
+@_take.register
+def _(message: protocol.CancelledMessage, state: RunState) -> None:
     state.status = Status.CANCELLED
-
-
-_HANDLERS = {
-    "hello": _hello,
-    "phase": _phase,
-    "progress": _progress,
-    "memory": _memory,
-    "metric": _metric,
-    "notice": _notice,
-    "artifact": _artifact,
-    "log": _log,
-    "tokens": _tokens,
-    "result": _result,
-    "error": _error,
-    "cancelled": _cancelled,
-}

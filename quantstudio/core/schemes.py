@@ -64,15 +64,21 @@ INT8_PER_CHANNEL = WeightSpec(bits=8, group_size=None)
 """What a head or embedding becomes when the recipe says int8."""
 
 
-def _parse_group(value: object) -> object:
-    """Accept the digits that a form or a flag delivers as text."""
-    return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else value
+SMALLEST_GROUP, LARGEST_GROUP = 8, 65536
 
 
-GroupSize = Annotated[
-    Annotated[int, Field(ge=8, le=65536)] | Literal["channel"],
-    BeforeValidator(_parse_group),
-]
+def _check_group(value: object) -> object:
+    """Accept the text that a form or a flag delivers; refuse sizes that no layer has, in words."""
+    if value == PER_CHANNEL:
+        return value
+    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        value = int(value)
+    if type(value) is not int or not SMALLEST_GROUP <= value <= LARGEST_GROUP:
+        raise ValueError(f"a group size is a whole number, at least {SMALLEST_GROUP}, or '{PER_CHANNEL}'")
+    return value
+
+
+GroupSize = Annotated[int | Literal["channel"], BeforeValidator(_check_group)]
 
 
 class _Scheme(BaseModel):

@@ -1,0 +1,89 @@
+"""A job's messages as lines and progress bars in a terminal."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tqdm import tqdm
+
+from quantstudio.core import protocol
+from quantstudio.core.protocol import Message
+
+_BAR = "  {desc:<28.28} {percentage:3.0f}% |{bar:24}| {postfix}"
+
+
+class Terminal:
+    """A sink for messages: one progress bar for each phase, notices and errors in full, the rest left out."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+        self._peak = 0
+        self._lock = threading.Lock()  # the memory sampler speaks from a thread of its own
+
+    def __call__(self, message: Message) -> None:
+        with self._lock:
+            self._show(message)
+
+    def _show(self, message: Message) -> None:
+        match message:
+            case protocol.Phase():
+                self._open(message)
+            case protocol.Progress():
+                self._advance(message)
+            case protocol.Memory():
+                self._peak = max(self._peak, message.rss)
+            case protocol.Notice():
+                tqdm.write(f"  {'! ' if message.level == 'warning' else ''}{message.text}", file=sys.stderr)
+            case protocol.Result() | protocol.Error() | protocol.CancelledMessage():
+                self._close()
+            case _:
+                pass
+
+    def _open(self, phase: protocol.Phase) -> None:
+        self._close()
+        self._bar = tqdm(total=1.0, desc=phase.title, bar_format=_BAR, file=sys.stderr, leave=True)
+
+    def _advance(self, progress: protocol.Progress) -> None:
+        if self._bar is None or not progress.total:
+            return
+        left = "" if progress.eta_s is None else f"{progress.eta_s:.0f} s left"
+        memory = f"{self._peak / 1e6:,.0f} MB" if self._peak else ""
+        self._bar.set_postfix_str("  ".join(part for part in (left, memory) if part), refresh=False)
+        self._bar.update(min(1.0, progress.done / progress.total) - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.total - self._bar.n)
+            self._bar.set_postfix_str("")
+            self._bar.close()
+            self._bar = None
+
+
+def print_error(error: protocol.Error) -> None:
+    """What happened, why, and what to try, each on a line of its own."""
+    print(f"\nError: {error.what}", file=sys.stderr)
+    for line in (error.why, error.hint):
+        if line:
+            print(f"  {line}", file=sys.stderr)
+
+
+@contextmanager
+def interrupt_cancels(cancel: threading.Event) -> Iterator[None]:
+    """Ctrl+C asks the job to stop and clean up; a second Ctrl+C interrupts as usual."""
+    previous: Callable[[int, FrameType | None], object] | int | None = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tqdm.write("Stopping; once more to stop at once.", file=sys.stderr)
+        cancel.set()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

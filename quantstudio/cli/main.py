@@ -1,0 +1,170 @@
+"""The command line: the same recipes and jobs as the window, in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from quantstudio import __version__
+from quantstudio.cli.flags import add_recipe_flags
+from quantstudio.core.errors import QuantStudioError
+from quantstudio.core.protocol import Error
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+Command = Callable[[argparse.Namespace], int]
+
+
+def run_command(arguments: list[str]) -> int:
+    """Parse and carry out one command. Returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
+    options = build_parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except QuantStudioError as error:
+        from quantstudio.cli.terminal import print_error
+
+        print_error(Error(kind=error.kind, what=error.what, why=error.why, hint=error.hint, field=error.field))
+        return FAILED
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough, as in `quantstudio runs | head`
+        sys.stderr.close()
+        return OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand. `options.command` is the function to call."""
+    parser = argparse.ArgumentParser(
+        prog="quantstudio",
+        description="Quantize a language model on this machine, and measure what it gained and lost. "
+        "Without a command the window opens.",
+    )
+    parser.add_argument("--version", "-V", action="version", version=f"quantstudio {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_quantize, _add_run, _add_validate, _add_runs, _add_measure, _add_chat, _add_demo):
+        add(commands)
+    commands.add_parser("open", help="open the window (the same as no command)")
+    return parser
+
+
+def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "quantize and measure a model; every field of the form is a flag"
+    parser = commands.add_parser("quantize", help=text, description=text)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="'starter', a model folder, or owner/name (cached)")
+    presets = ("recommended", "smallest", "fastest", "closest")
+    parser.add_argument("--preset", choices=presets, default="recommended", help="where the flags start from")
+    parser.add_argument("--save-recipe", type=Path, metavar="FILE", help="write the recipe as TOML and stop")
+    add_recipe_flags(parser)
+    _add_home(parser)
+    parser.set_defaults(command=_quantize)
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "carry out a recipe file; flags replace its fields"
+    parser = commands.add_parser("run", help=text, description=text)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    add_recipe_flags(parser)
+    _add_home(parser)
+    parser.set_defaults(command=_run)
+
+
+def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "check a recipe against its fields, the model and this machine, without running it"
+    parser = commands.add_parser("validate", help=text, description=text)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    _add_home(parser)
+    parser.set_defaults(command=_validate)
+
+
+def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "list the runs on this machine, or compare some of them"
+    parser = commands.add_parser("runs", help=text, description=text)
+    parser.add_argument("run", nargs="*", metavar="RUN", help="runs to compare, by id or the start of it")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as one HTML file")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the comparison as CSV")
+    _add_home(parser)
+    parser.set_defaults(command=_runs)
+
+
+def _add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "measure speed, memory and quality of one model in a fresh process"
+    parser = commands.add_parser("measure", help=text, description=text)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    add_recipe_flags(parser, sections=("measure", "machine"))
+    parser.set_defaults(command=_measure)
+
+
+def _add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "talk to a model; an empty line or Ctrl+D ends"
+    parser = commands.add_parser("chat", help=text, description=text)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--plain", action="store_true", help="continue your text instead of using the chat template")
+    for name, kind, help_text in _sampling_flags():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=help_text)
+    add_recipe_flags(parser, sections=("machine",))
+    parser.set_defaults(command=_chat)
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "quantize the starter model to int4 and int8, measure both, and show the comparison"
+    parser = commands.add_parser("demo", help=text, description=text)
+    parser.add_argument("--terminal", action="store_true", help="stay in the terminal even where a window can open")
+    _add_home(parser)
+    parser.set_defaults(command=_demo)
+
+
+def _add_home(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs-folder", type=Path, default=None, metavar="FOLDER", help="folder that holds the runs")
+
+
+def _sampling_flags() -> list[tuple[str, type, str]]:
+    from quantstudio.core.jobs import Sampling
+
+    fields = Sampling.model_fields
+    return [(name, float if info.annotation is float else int, info.description or "") for name, info in fields.items()]
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from quantstudio.cli.run import quantize
+
+    return quantize(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from quantstudio.cli.run import run
+
+    return run(options)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from quantstudio.cli.run import validate
+
+    return validate(options)
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from quantstudio.cli.compare import runs
+
+    return runs(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from quantstudio.cli.run import measure
+
+    return measure(options)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from quantstudio.cli.chat import chat
+
+    return chat(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from quantstudio.cli.demo import demo
+
+    return demo(options)

@@ -1,0 +1,138 @@
+"""`run`, `quantize`, `validate` and `measure`: jobs carried out in this process, shown in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from quantstudio.cli.flags import given_values, with_flags
+from quantstudio.cli.terminal import Terminal, interrupt_cancels, print_error
+from quantstudio.core import protocol
+from quantstudio.core.humanize import bytes_text, duration_text
+from quantstudio.core.jobs import MeasureJob, RunJob
+from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
+from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
+from quantstudio.core.result import RunResult
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def quantize(options: argparse.Namespace) -> int:
+    """Make a recipe from preset and flags, then carry it out (or save it)."""
+    model = ModelSection(id=options.model) if options.model else ModelSection()
+    recipe = with_flags(preset_recipe(Preset(options.preset), model), given_values(options))
+    if options.save_recipe:
+        options.save_recipe.write_text(recipe_to_toml(recipe), encoding="utf-8")
+        print(f"Recipe written to {options.save_recipe}")
+        return OK
+    return _report(conduct_recipe(recipe, runs_folder(options)))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out a recipe file."""
+    recipe = with_flags(load_recipe(options.recipe), given_values(options))
+    return _report(conduct_recipe(recipe, runs_folder(options)))
+
+
+def validate(options: argparse.Namespace) -> int:
+    """Check a recipe on all four levels and print what is wrong, or what it will cost."""
+    from quantstudio.core.estimate import estimate, read_machine
+    from quantstudio.core.library import resolve_model
+    from quantstudio.core.model_info import read_model_info
+
+    recipe = load_recipe(options.recipe)
+    home = runs_folder(options)
+    info = read_model_info(resolve_model(recipe.model))
+    outlook = estimate(info, recipe, read_machine(home), home)
+    for problem in outlook.problems:
+        print(f"{problem.level}: {problem.field}: {problem.text}")
+    if any(problem.level == "error" for problem in outlook.problems):
+        return FAILED
+    print(f"The recipe can be run: {info.name}, {recipe.scheme.weight_spec().label}.")
+    print(f"  output       about {bytes_text(outlook.output_bytes)}")
+    print(f"  memory       up to about {bytes_text(outlook.peak_memory_bytes)}")
+    print(f"  free disk    {bytes_text(outlook.disk_bytes)} needed")
+    return OK
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Measure one model by itself."""
+    base = with_flags(Recipe(), given_values(options))
+    job = MeasureJob(model=options.model, measure=base.measure, machine=base.machine)
+    message = _conduct(job)
+    if not isinstance(message, protocol.Result):
+        return _ending(message)
+    if options.json:
+        print(json.dumps(message.data, indent=2))
+    else:
+        _print_measurement(message.data)
+    return OK
+
+
+def runs_folder(options: argparse.Namespace) -> Path:
+    """The folder given by flag, else the one of the settings."""
+    if options.runs_folder:
+        return Path(options.runs_folder).expanduser().absolute()
+    from quantstudio.core.settings import load_settings
+
+    return load_settings().runs_path
+
+
+def conduct_recipe(recipe: Recipe, home: Path) -> protocol.Message:
+    """Carry out a recipe in a new run folder, with progress in the terminal. The terminal message."""
+    from quantstudio.core.run_store import create_run
+
+    return _conduct(RunJob(recipe=recipe, run_folder=str(create_run(home, recipe))))
+
+
+def _conduct(job: RunJob | MeasureJob) -> protocol.Message:
+    # No hub is asked in a job: what is not on this machine is said to be missing at once.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    cancel = threading.Event()
+    print("Starting …", file=sys.stderr)
+    with interrupt_cancels(cancel):
+        from quantstudio.engine.conduct import conduct
+
+        return conduct(job, Terminal(), cancel)
+
+
+def _report(message: protocol.Message) -> int:
+    if not isinstance(message, protocol.Result):
+        return _ending(message)
+    from quantstudio.core.report import terminal_table
+
+    result = RunResult.model_validate(message.data)
+    print(f"\n{result.name}\n")
+    print(terminal_table([result]))
+    for sentence in result.verdict:
+        print(f"• {sentence}")
+    return OK
+
+
+def _ending(message: protocol.Message) -> int:
+    if isinstance(message, protocol.Error):
+        print_error(message)
+        return FAILED
+    print("Cancelled; nothing half-written is kept.", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _print_measurement(data: dict[str, object]) -> None:
+    from quantstudio.core.result import Performance
+
+    performance = Performance.model_validate(data["performance"])
+    print(f"\n{performance.label} on {performance.device}, {performance.threads} threads")
+    print(f"  load                 {duration_text(performance.load_s)}")
+    print(f"  peak memory          {bytes_text(performance.peak_rss)}")
+    print(
+        f"  first token          {duration_text(performance.ttft_s.median)} ({performance.prompt_tokens} token prompt)"
+    )
+    print(f"  prompt               {performance.prompt_tps.median:,.0f} tokens/s")
+    print(f"  answer               {performance.decode_tps.median:,.1f} tokens/s")
+    for name, count in performance.kernels.items():
+        print(f"  {count:4d} layers on      {name}")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from quantstudio.cli.run import runs_folder
 from quantstudio.core.errors import RunNotFound
-from quantstudio.core.humanize import bytes_text, duration_text
+from quantstudio.core.humanize import human_bytes, human_seconds
 from quantstudio.core.run_store import RunHeader, list_runs, read_result
 
 
@@ -38,8 +38,8 @@ def _print_list(headers: list[RunHeader]) -> None:
         print("No runs yet. Try: quantstudio demo")
     for header in headers:
         when = datetime.fromtimestamp(header.created, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
-        sizes = f"{bytes_text(header.original_bytes)} → {bytes_text(header.quantized_bytes)}"
-        took = duration_text(header.seconds) if header.seconds else ""
+        sizes = f"{human_bytes(header.original_bytes)} → {human_bytes(header.quantized_bytes)}"
+        took = human_seconds(header.seconds) if header.seconds else ""
         print(f"{header.id}\n  {when}  {header.status}  {took}  {sizes if header.quantized_bytes else ''}".rstrip())
         if header.summary:
             print(f"  {header.summary}")

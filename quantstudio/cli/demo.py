@@ -9,7 +9,7 @@ from quantstudio.cli.run import FAILED, INTERRUPTED, OK, conduct_recipe, runs_fo
 from quantstudio.cli.terminal import print_error
 from quantstudio.core import protocol
 from quantstudio.core.demo import demo_recipes
-from quantstudio.core.humanize import duration_text
+from quantstudio.core.humanize import human_seconds
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_store import run_title
 
@@ -37,5 +37,5 @@ def demo(options: argparse.Namespace) -> int:
         print("\n".join(f"  • {sentence}" for sentence in result.verdict))
     chart = home / results[-1].run_id / "comparison.png"
     save_comparison(results, chart)
-    print(f"\nDone in {duration_text(time.monotonic() - started)}.\nChart: {chart}\nModels: {home}")
+    print(f"\nDone in {human_seconds(time.monotonic() - started)}.\nChart: {chart}\nModels: {home}")
     return OK

@@ -12,7 +12,7 @@ from pathlib import Path
 from quantstudio.cli.flags import given_values, with_flags
 from quantstudio.cli.terminal import Terminal, interrupt_cancels, print_error
 from quantstudio.core import protocol
-from quantstudio.core.humanize import bytes_text, duration_text
+from quantstudio.core.humanize import human_bytes, human_seconds
 from quantstudio.core.jobs import MeasureJob, RunJob
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
@@ -53,9 +53,9 @@ def validate(options: argparse.Namespace) -> int:
     if any(problem.level == "error" for problem in outlook.problems):
         return FAILED
     print(f"The recipe can be run: {info.name}, {recipe.scheme.weight_spec().label}.")
-    print(f"  output       about {bytes_text(outlook.output_bytes)}")
-    print(f"  memory       up to about {bytes_text(outlook.peak_memory_bytes)}")
-    print(f"  free disk    {bytes_text(outlook.disk_bytes)} needed")
+    print(f"  output       about {human_bytes(outlook.output_bytes)}")
+    print(f"  memory       up to about {human_bytes(outlook.peak_memory_bytes)}")
+    print(f"  free disk    {human_bytes(outlook.disk_bytes)} needed")
     return OK
 
 
@@ -127,10 +127,10 @@ def _print_measurement(data: dict[str, object]) -> None:
 
     performance = Performance.model_validate(data["performance"])
     print(f"\n{performance.label} on {performance.device}, {performance.threads} threads")
-    print(f"  load                 {duration_text(performance.load_s)}")
-    print(f"  peak memory          {bytes_text(performance.peak_rss)}")
+    print(f"  load                 {human_seconds(performance.load_s)}")
+    print(f"  peak memory          {human_bytes(performance.peak_rss)}")
     print(
-        f"  first token          {duration_text(performance.ttft_s.median)} ({performance.prompt_tokens} token prompt)"
+        f"  first token          {human_seconds(performance.ttft_s.median)} ({performance.prompt_tokens} token prompt)"
     )
     print(f"  prompt               {performance.prompt_tps.median:,.0f} tokens/s")
     print(f"  answer               {performance.decode_tps.median:,.1f} tokens/s")

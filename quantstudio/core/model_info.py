@@ -1,0 +1,204 @@
+"""What a model folder holds, read from config.json and the headers of its safetensors files: no torch, no weights.
+
+A 100-gigabyte model takes milliseconds. What is said here about layers comes from their names (`model_parts`); the
+engine checks it against the real modules before it writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from quantstudio.core.errors import ModelDamaged, ModelNotFound
+from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, read_header, read_json_object, weight_files
+from quantstudio.core.model_parts import TIED_BY_DEFAULT, TIED_HEAD, Part, TensorInfo, WeightSlot, part_of, slot_of
+
+__all__ = ["ModelInfo", "Part", "TensorInfo", "WeightSlot", "read_model_info"]
+
+MAX_CARD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A causal language model on disk."""
+
+    path: Path
+    name: str
+    architecture: str
+    """Class name from config.json, such as "LlamaForCausalLM"; empty when it does not say."""
+    model_type: str
+    parameters: int
+    """Elements of all tensors; a tied matrix counts once. For a quantized model: stored elements."""
+    dtype: str
+    """The dtype of most bytes, as safetensors writes it ("BF16")."""
+    nbytes: int
+    """Bytes of all tensors."""
+    tied: bool
+    """Whether head and embedding are one matrix in the files."""
+    license: str
+    """From the model card's front matter or the name of a licence file; empty when nothing says."""
+    vocab_size: int
+    context_length: int
+    """Positions the model was made for; 0 when config.json does not say."""
+    hidden_size: int
+    layers: int
+    """Number of decoder blocks."""
+    slots: tuple[WeightSlot, ...]
+    tensors: tuple[TensorInfo, ...]
+    quantized: str
+    """How the model was quantized already ("compressed-tensors", "gptq" …), or empty."""
+
+
+def read_model_info(folder: Path) -> ModelInfo:
+    """Look at a model folder without loading anything.
+
+    Raises ModelNotFound (not a model folder), ModelDamaged (missing or cut files), ModelUnsafe (hostile content),
+    ModelUnsupported (weights as pickles only).
+    """
+    folder = Path(folder).absolute()
+    config = _read_config(folder)
+    tensors = _read_tensors(folder)
+    text = _text_config(config)
+    model_type = str(text.get("model_type") or config.get("model_type") or "")[:80]
+    slots = [slot for tensor in tensors if (slot := slot_of(tensor, model_type))]
+    tied = _is_tied(config, text, model_type, slots, _number(text, "vocab_size"))
+    if tied:
+        slots.append(_tied_head(slots))
+    embedding = next((slot for slot in slots if slot.part is Part.EMBEDDING), None)
+    return ModelInfo(
+        path=folder,
+        name=model_name(folder),
+        architecture=_architecture(config),
+        model_type=model_type,
+        parameters=sum(prod(tensor.shape) for tensor in tensors),
+        dtype=_main_dtype(tensors),
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        tied=tied,
+        license=_license(folder),
+        vocab_size=_number(text, "vocab_size") or (embedding.rows if embedding else 0),
+        context_length=_number(
+            text, "max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length"
+        ),
+        hidden_size=_number(text, "hidden_size", "n_embd", "d_model") or (embedding.columns if embedding else 0),
+        layers=_number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        slots=tuple(slots),
+        tensors=tuple(tensors),
+        quantized=_quantized(config, tensors),
+    )
+
+
+def model_name(folder: Path) -> str:
+    """A model's name for people: `owner/name` for a snapshot of the Hugging Face cache, else the folder's name."""
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    return cached.removeprefix("models--").replace("--", "/", 1) if cached else folder.name
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelNotFound(f"There is no folder {folder}.", hint="Check the path of the model.", field="model.id")
+    if not (folder / CONFIG).is_file():
+        raise ModelNotFound(
+            f"{folder} is not a model folder.",
+            why="It has no config.json.",
+            hint="Pick the folder that holds config.json and the .safetensors files.",
+            field="model.id",
+        )
+    return read_json_object(folder / CONFIG, MAX_CONFIG_BYTES)
+
+
+def _read_tensors(folder: Path) -> list[TensorInfo]:
+    found: dict[str, TensorInfo] = {}
+    for file, promised in weight_files(folder).items():
+        stored = read_header(file)
+        names = {tensor.name for tensor in stored}
+        if lost := sorted(promised - names) or sorted(names & found.keys()):
+            raise ModelDamaged(
+                f"The index and the weight file {file.name} contradict each other over {lost[0]}.",
+                hint="Download or copy the model again.",
+            )
+        for tensor in stored:
+            part = part_of(tensor.name, tensor.shape)
+            found[tensor.name] = TensorInfo(tensor.name, tensor.shape, tensor.dtype, file.name, tensor.nbytes, part)
+    if not found:
+        raise ModelDamaged(f"The weight files in {folder} hold no tensors.", hint="Download or copy the model again.")
+    return list(found.values())
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that describes the language model; multimodal ones keep it in `text_config`."""
+    text = config.get("text_config")
+    return config | text if isinstance(text, dict) else config
+
+
+def _is_tied(
+    config: dict[str, Any], text: dict[str, Any], model_type: str, slots: list[WeightSlot], vocab_size: int
+) -> bool:
+    """Whether the files hold one matrix for head and embedding.
+
+    With a head of its own in the files the model is not tied here, whatever config.json says: transformers ties the
+    two only if they are equal, and then keeping both is right, if not smallest.
+    """
+    embeddings = [slot for slot in slots if slot.part is Part.EMBEDDING]
+    if any(slot.part is Part.HEAD for slot in slots) or not embeddings:
+        return False
+    says = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    ties = says if isinstance(says, bool) else model_type in TIED_BY_DEFAULT
+    unnamed_head = any(slot.part is Part.LAYER and slot.rows == vocab_size for slot in slots)
+    if not ties and not unnamed_head:
+        raise ModelDamaged(
+            "The model has no output head.",
+            why="config.json says that head and embedding are two matrices, but the files hold only the embedding.",
+            hint="Use a folder that was saved with its language model head.",
+        )
+    return ties
+
+
+def _tied_head(slots: Iterable[WeightSlot]) -> WeightSlot:
+    table = next(slot for slot in slots if slot.part is Part.EMBEDDING)
+    return WeightSlot(TIED_HEAD, table.tensor, table.rows, table.columns, Part.HEAD, table.quantizable, table.why_not)
+
+
+def _quantized(config: dict[str, Any], tensors: list[TensorInfo]) -> str:
+    settings = config.get("quantization_config", config.get("compression_config"))
+    if isinstance(settings, dict):
+        return str(settings.get("quant_method") or "unknown")[:40]
+    if any(tensor.dtype.startswith("F8_") for tensor in tensors):
+        return "float8"
+    return ""
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    return names[0][:120] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _main_dtype(tensors: list[TensorInfo]) -> str:
+    nbytes: dict[str, int] = {}
+    for tensor in tensors:
+        nbytes[tensor.dtype] = nbytes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(nbytes, key=lambda dtype: nbytes[dtype])
+
+
+def _number(config: dict[str, Any], *names: str) -> int:
+    """The first of these fields that is a whole number above 0; 0 when there is none."""
+    values = (config.get(name) for name in names)
+    return next((value for value in values if type(value) is int and value > 0), 0)
+
+
+def _license(folder: Path) -> str:
+    card = folder / "README.md"
+    try:
+        with card.open("rb") as file:
+            text = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        text = ""  # a model without a card is no error: the licence is simply not known
+    front = re.match(r"---\s*\n(.*?)\n---", text, flags=re.DOTALL)
+    found = re.search(r"^license:[ \t]*[\"']?([\w.+-]{1,60})", front.group(1), flags=re.MULTILINE) if front else None
+    if found:
+        return found.group(1)
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.upper().startswith(("LICENSE", "LICENCE")))
+    return names[0][:60] if names else ""

@@ -1,0 +1,316 @@
+"""What a recipe would do to a model, layer by layer: a pure function of the two.
+
+The window, the command line and the engine all take their word from here, so what is shown before a run is what the run
+does: which layers get which grid, which stay and why, what does not fit, and how many bytes come out.
+
+Bytes are those of the compressed-tensors encoding: int4 codes packed eight to an int32 along each row, int8 codes one
+to a byte, bf16 scales, zero points packed along the rows, and two int64 for the shape of a packed matrix. Tensors that
+stay are written as bf16 where they are floating point, and as they are otherwise. File headers are not counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import ceil, gcd
+
+from quantstudio.core.errors import LayerMisfit, ModelUnsupported
+from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.model_parts import FLOAT_DTYPES, Part, TensorInfo, WeightSlot
+from quantstudio.core.recipe import EmbeddingChoice, HeadChoice, OnMisfit, Recipe
+from quantstudio.core.result import Sizes
+from quantstudio.core.schemes import INT8_PER_CHANNEL, SMALLEST_GROUP, WeightSpec, fitting_group_sizes
+
+KEPT_BY_PATTERN = "kept by the recipe"
+KEPT_HEAD = "the recipe keeps the head"
+KEPT_EMBEDDING = "the recipe keeps the embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What happens to one weight matrix."""
+
+    slot: WeightSlot
+    spec: WeightSpec | None
+    """The grid it is put on; None: it stays as it is."""
+    reason: str = ""
+    """Why it stays, or why its group size is another than the recipe's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A weight matrix whose rows the group size does not divide."""
+
+    slot: WeightSlot
+    group_size: int
+    nearest: tuple[int, ...]
+    """Group sizes that do divide its rows, nearest first; empty when there is none."""
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """Every weight matrix of a model with its fate, and what comes of it."""
+
+    layers: tuple[LayerPlan, ...]
+    misfits: tuple[Misfit, ...]
+    notices: tuple[str, ...]
+    shared_table: bool
+    """Tied model whose head and embedding stay one int8 table."""
+    sizes: Sizes
+    """Predicted bytes of the tensors in the output, by part. A tied matrix counts as embedding."""
+    original_sizes: Sizes
+    on_misfit: OnMisfit = OnMisfit.REFUSE
+    source_quantization: str = ""
+    """How the source model is quantized already; such a model is refused."""
+    tied_output: bool = False
+    """Whether the output's head and embedding are one matrix (kept, or one int8 table)."""
+
+    @property
+    def quantized(self) -> tuple[LayerPlan, ...]:
+        """The matrices that are put on a grid."""
+        return tuple(layer for layer in self.layers if layer.spec)
+
+    @property
+    def kept(self) -> tuple[LayerPlan, ...]:
+        """The matrices that stay as they are, each with its reason."""
+        return tuple(layer for layer in self.layers if not layer.spec)
+
+    def require(self) -> None:
+        """Raise what stands in the way: LayerMisfit (the recipe refuses), ModelUnsupported (nothing can be done)."""
+        if self.source_quantization:
+            raise ModelUnsupported(
+                f"This model is already quantized ({self.source_quantization}).",
+                why="Rounding rounded weights again loses quality twice.",
+                hint="Start from the original model in bf16, fp16 or fp32.",
+                field="model.id",
+            )
+        if self.misfits and self.on_misfit is OnMisfit.REFUSE:
+            raise self._misfit_error()
+        if not self.quantized:
+            raise ModelUnsupported(
+                "Nothing in this model can be quantized as the recipe asks.",
+                why=" ".join(_kept_sentences(self.layers)),
+                hint="Pick another model, or let the recipe quantize more layers.",
+                field="model.id",
+            )
+
+    def _misfit_error(self) -> LayerMisfit:
+        count = len(self.misfits)
+        size = self.misfits[0].group_size
+        sizes = fitting_all(self.misfits)
+        other = f"Use a group size of {_or(sizes)}, or set" if sizes else "Set"
+        return LayerMisfit(
+            f"The group size {size} does not divide the rows of {count} layer{'s' if count > 1 else ''}.",
+            why=" ".join(misfit_sentences(self.misfits)),
+            hint=f"{other} layers.on_misfit to 'smaller' or 'keep'.",
+            field="scheme.group_size",
+        )
+
+
+def make_plan(info: ModelInfo, recipe: Recipe) -> QuantizationPlan:
+    """Plan a recipe for a model. Never raises; `QuantizationPlan.require` says whether the plan may be carried out."""
+    misfits: list[Misfit] = []
+    layers = [_plan_slot(slot, recipe, misfits) for slot in info.slots]
+    tied_output = info.tied and len({layer.spec for layer in layers if _is_vocabulary(layer)}) == 1
+    shared = tied_output and any(layer.spec for layer in layers if _is_vocabulary(layer))
+    sizes = _sizes(info, layers, tied_output=tied_output)
+    original = _original_sizes(info)
+    return QuantizationPlan(
+        layers=tuple(layers),
+        misfits=tuple(misfits),
+        notices=tuple(_notices(info, recipe, layers, misfits, tied_output=tied_output)),
+        shared_table=shared,
+        sizes=sizes,
+        original_sizes=original,
+        on_misfit=recipe.layers.on_misfit,
+        source_quantization=info.quantized,
+        tied_output=tied_output,
+    )
+
+
+def quantized_bytes(rows: int, columns: int, spec: WeightSpec) -> int:
+    """Bytes that a `[rows, columns]` weight takes in the output on this grid."""
+    groups = columns // spec.group_size if spec.group_size else 1
+    scales = 2 * rows * groups
+    if spec.bits == 8:
+        return rows * columns + scales
+    codes = 4 * rows * ceil(columns * spec.bits / 32)
+    zero_points = 0 if spec.symmetric else 4 * groups * ceil(rows * spec.bits / 32)
+    return codes + scales + zero_points + 16
+
+
+def kept_bytes(tensor: TensorInfo) -> int:
+    """Bytes of a tensor that is not quantized: floating point becomes bf16."""
+    if tensor.dtype not in FLOAT_DTYPES:
+        return tensor.nbytes
+    return tensor.nbytes // {"F64": 4, "F32": 2}.get(tensor.dtype, 1)
+
+
+def smaller_group(columns: int, group_size: int) -> int | None:
+    """The next smaller group size that divides `columns`, or None if none of at least 8 does.
+
+    Multiples of 32, then of 16, then of 8 go first, because fast kernels exist for them; then the largest.
+    """
+    fits = [size for size in range(SMALLEST_GROUP, min(group_size, columns) + 1) if columns % size == 0]
+    return max(fits, key=lambda size: (gcd(size, 32) if size % 8 == 0 else 1, size), default=None)
+
+
+def fitting_all(misfits: Iterable[Misfit]) -> list[int]:
+    """Group sizes that divide the rows of all these layers, nearest to the recipe's first, at most three."""
+    misfits = list(misfits)
+    if not misfits:
+        return []
+    return fitting_group_sizes(gcd(*(misfit.slot.columns for misfit in misfits)), misfits[0].group_size)[:3]
+
+
+def misfit_sentences(misfits: Iterable[Misfit]) -> list[str]:
+    """One sentence for each row length that does not fit, naming every layer and the sizes that would fit."""
+    by_columns: dict[int, list[Misfit]] = {}
+    for misfit in misfits:
+        by_columns.setdefault(misfit.slot.columns, []).append(misfit)
+    sentences = []
+    for columns, group in by_columns.items():
+        names = ", ".join(short_names([misfit.slot.module for misfit in group]))
+        nearest = group[0].nearest
+        fits = f"nearest that fit: {', '.join(map(str, nearest))}" if nearest else "no group size fits"
+        sentences.append(f"{names}: rows of {columns} weights ({fits}).")
+    return sentences
+
+
+def short_names(modules: Sequence[str]) -> list[str]:
+    """Layer names with the numbers of consecutive blocks folded: `model.layers.0–23.mlp.down_proj`."""
+    blocks: dict[str, list[int]] = {}
+    for module in modules:
+        found = re.search(r"\.(\d{1,6})\.", module)
+        key = f"{module[: found.start(1)]}\0{module[found.end(1) :]}" if found else module
+        blocks.setdefault(key, []).extend([int(found.group(1))] if found else [])
+    return [key.replace("\0", _ranges(numbers)) for key, numbers in blocks.items()]
+
+
+def _plan_slot(slot: WeightSlot, recipe: Recipe, misfits: list[Misfit]) -> LayerPlan:
+    if not slot.quantizable:
+        return LayerPlan(slot, None, slot.why_not)
+    if any(fnmatchcase(slot.module, pattern) for pattern in recipe.layers.keep):
+        return LayerPlan(slot, None, KEPT_BY_PATTERN)
+    spec, reason = _asked(slot.part, recipe)
+    if spec is None or spec.group_size is None or spec.fits(slot.columns):
+        return LayerPlan(slot, spec, reason)
+    size = spec.group_size
+    misfits.append(Misfit(slot, size, tuple(fitting_group_sizes(slot.columns, size))))
+    smaller = smaller_group(slot.columns, size) if recipe.layers.on_misfit is OnMisfit.SMALLER else None
+    if smaller:
+        reason = f"groups of {smaller}: {size} does not divide {slot.columns}"
+        return LayerPlan(slot, replace(spec, group_size=smaller), reason)
+    return LayerPlan(slot, None, f"{size} does not divide its rows of {slot.columns}")
+
+
+def _asked(part: Part, recipe: Recipe) -> tuple[WeightSpec | None, str]:
+    """The grid that the recipe asks for, or the reason why it asks for none."""
+    if part is Part.EMBEDDING:
+        keep = recipe.layers.embedding is EmbeddingChoice.KEEP
+        return (None, KEPT_EMBEDDING) if keep else (INT8_PER_CHANNEL, "")
+    if part is Part.HEAD and recipe.layers.head is HeadChoice.KEEP:
+        return None, KEPT_HEAD
+    if part is Part.HEAD and recipe.layers.head is HeadChoice.INT8:
+        return INT8_PER_CHANNEL, ""
+    return recipe.scheme.weight_spec(), ""
+
+
+def _is_vocabulary(layer: LayerPlan) -> bool:
+    return layer.slot.part in (Part.EMBEDDING, Part.HEAD)
+
+
+def _sizes(info: ModelInfo, layers: list[LayerPlan], *, tied_output: bool) -> Sizes:
+    tensors = {tensor.name: tensor for tensor in info.tensors}
+    total = dict.fromkeys(Part, 0)
+    for layer in layers:
+        slot = layer.slot
+        if info.tied and tied_output and slot.part is Part.HEAD:
+            continue  # counted as embedding
+        spec = layer.spec
+        total[slot.part] += quantized_bytes(slot.rows, slot.columns, spec) if spec else kept_bytes(tensors[slot.tensor])
+    in_slots = {layer.slot.tensor for layer in layers}
+    total[Part.REST] += sum(kept_bytes(tensor) for tensor in info.tensors if tensor.name not in in_slots)
+    return _as_sizes(total)
+
+
+def _original_sizes(info: ModelInfo) -> Sizes:
+    total = dict.fromkeys(Part, 0)
+    for tensor in info.tensors:
+        total[tensor.part] += tensor.nbytes
+    return _as_sizes(total)
+
+
+def _as_sizes(total: dict[Part, int]) -> Sizes:
+    return Sizes(
+        embedding=total[Part.EMBEDDING], layers=total[Part.LAYER], head=total[Part.HEAD], rest=total[Part.REST]
+    )
+
+
+def _notices(
+    info: ModelInfo, recipe: Recipe, layers: list[LayerPlan], misfits: list[Misfit], *, tied_output: bool
+) -> Iterable[str]:
+    if info.tied and not tied_output:
+        yield _untied_notice(info, layers)
+    yield from _kept_sentences([layer for layer in layers if not layer.slot.quantizable])
+    modules = [slot.module for slot in info.slots]
+    for pattern in recipe.layers.keep:
+        if not any(fnmatchcase(module, pattern) for module in modules):
+            yield f"No layer is called {pattern}; this pattern of layers to keep does nothing."
+    if misfits and recipe.layers.on_misfit is not OnMisfit.REFUSE:
+        yield from _misfit_notices(misfits, layers)
+    if info.dtype in FLOAT_DTYPES - {"BF16"}:
+        yield f"The model is stored as {info.dtype}; what is not quantized is written as bf16."
+
+
+def _untied_notice(info: ModelInfo, layers: list[LayerPlan]) -> str:
+    tensors = {tensor.name: tensor for tensor in info.tensors}
+    head = next(layer for layer in layers if layer.slot.part is Part.HEAD)
+    slot = head.slot
+    cost = quantized_bytes(slot.rows, slot.columns, head.spec) if head.spec else kept_bytes(tensors[slot.tensor])
+    return (
+        "Head and embedding are one matrix in this model. As the recipe treats them differently, the head becomes a "
+        f"matrix of its own, which adds {cost / 1e6:,.1f} MB."
+    )
+
+
+def _misfit_notices(misfits: list[Misfit], layers: list[LayerPlan]) -> Iterable[str]:
+    planned = {layer.slot.module: layer for layer in layers}
+    groups: dict[str, list[str]] = {}
+    for misfit in misfits:
+        layer = planned[misfit.slot.module]
+        outcome = f"in {layer.reason}" if layer.spec else f"kept in bf16: {layer.reason}"
+        groups.setdefault(outcome, []).append(misfit.slot.module)
+    for outcome, modules in groups.items():
+        yield f"{', '.join(short_names(modules))}: {outcome}."
+
+
+def _kept_sentences(layers: Sequence[LayerPlan]) -> list[str]:
+    """Which matrices stay, by reason, counted and named."""
+    reasons = Counter(layer.reason for layer in layers if not layer.spec)
+    sentences = []
+    for reason, count in reasons.items():
+        names = short_names([layer.slot.module for layer in layers if layer.reason == reason and not layer.spec])
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        noun = "matrix stays" if count == 1 else "matrices stay"
+        sentences.append(f"{count} weight {noun} in bf16 ({reason}): {shown}.")
+    return sentences
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`[0, 1, 2, 5]` → `0–2,5`."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
+
+
+def _or(sizes: Sequence[int]) -> str:
+    *first, last = map(str, sizes)
+    return f"{', '.join(first)} or {last}" if first else last

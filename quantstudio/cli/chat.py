@@ -12,7 +12,7 @@ from quantstudio.cli.flags import given_values, with_flags
 from quantstudio.cli.terminal import interrupt_cancels
 from quantstudio.core import protocol
 from quantstudio.core.errors import Cancelled
-from quantstudio.core.jobs import ChatJob, ChatMessage, ChatRequest, Sampling
+from quantstudio.core.jobs import ChatJob, ChatMessage, ChatRequest, Sampling, Turn
 from quantstudio.core.recipe import Recipe
 
 
@@ -21,7 +21,7 @@ class Conversation:
 
     def __init__(self, job: ChatJob, sampling: Sampling, *, template: bool) -> None:
         self._job, self._sampling, self._template = job, sampling, template
-        self._requests: queue.Queue[ChatRequest | None] = queue.Queue()
+        self._requests: queue.Queue[Turn | None] = queue.Queue()
         self._cancel = threading.Event()
         self._turn_over = threading.Event()
         self._messages: list[ChatMessage] = []
@@ -37,8 +37,9 @@ class Conversation:
                 self._turn_over.clear()
                 self._messages.append(ChatMessage(role="user", content=text))
                 request = ChatRequest(messages=tuple(self._messages), template=self._template, sampling=self._sampling)
-                self._requests.put(request)
-                self._wait()
+                turn = Turn(request)
+                self._requests.put(turn)
+                self._wait(turn)
         finally:
             self._cancel.set()
             self._requests.put(None)
@@ -59,8 +60,8 @@ class Conversation:
         finally:
             self._turn_over.set()
 
-    def _wait(self) -> None:
-        with interrupt_cancels(self._cancel):
+    def _wait(self, turn: Turn) -> None:
+        with interrupt_cancels(turn.stop):  # Ctrl+C ends the answer, not the conversation
             self._turn_over.wait()
 
     def _ask(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -100,6 +102,14 @@ class ChatRequest(_Plain):
     messages: tuple[ChatMessage, ...]
     template: bool = True
     sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request on its way to the engine, with the means to stop its answer alone."""
+
+    request: ChatRequest
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def parse_job(data: object) -> RunJob | MeasureJob | ChatJob:

@@ -18,7 +18,7 @@ from typing import Any
 from quantstudio.core import protocol, run_store
 from quantstudio.core.disk import partial_of, remove_tree
 from quantstudio.core.errors import Cancelled, QuantStudioError, RunBusy, RunNotFound
-from quantstudio.core.jobs import ChatJob, ChatRequest, MeasureJob, RunJob
+from quantstudio.core.jobs import ChatJob, MeasureJob, RunJob, Turn
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_lock import RunLock
@@ -29,7 +29,7 @@ from quantstudio.engine.measure.memory import MemorySampler
 from quantstudio.engine.recorder import Recorder
 from quantstudio.engine.reporter import Reporter, Sink
 
-Requests = queue.Queue[ChatRequest | None]
+Requests = queue.Queue[Turn | None]
 
 
 def conduct(

@@ -75,6 +75,12 @@ class BadWeights(QuantStudioError):
     kind = "bad_weights"
 
 
+class PromptTooLong(QuantStudioError):
+    """A text has more tokens than the model can read at once."""
+
+    kind = "prompt_too_long"
+
+
 class DiskProblem(QuantStudioError):
     """The disk is too small, full, or not writable."""
 

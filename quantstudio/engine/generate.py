@@ -1,0 +1,141 @@
+"""Writing text with any causal language model of transformers: prompt, then token by token.
+
+transformers' `generate` is general and pays for it on every token. This loop calls the model's own forward with a
+cache that writes in place, asks for the last position's scores only, checks for a stop between any two tokens, and
+hands out whole characters. It covers one sequence at a time, greedy or sampled; no beams, no batches.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quantstudio.core.errors import PromptTooLong, QuantStudioError
+from quantstudio.core.jobs import Sampling
+from quantstudio.engine.detokenize import Detokenizer
+from quantstudio.engine.kv_cache import make_cache
+from quantstudio.engine.load import LoadedModel
+from quantstudio.engine.sampling import Sampler
+
+PROMPT_CHUNK = 512
+"""A prompt is read in pieces of this many tokens, so that a stop does not wait for a long one to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How an answer went. `reason`: end (the model finished), length (a limit was reached) or stopped (by the person).
+
+    `ttft_s`: seconds from the request to the first token. `tokens_per_s`: rate of the tokens after the first, 0 when
+    there are none. `tokens` counts those written, the one that ends the answer not included.
+    """
+
+    prompt_tokens: int
+    tokens: int
+    ttft_s: float
+    tokens_per_s: float
+    reason: str
+
+
+class Generator:
+    """Keeps one sequence: `prefill` starts it anew, `decode_step` lengthens it, `stream` does both as an answer."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._model = loaded.model
+        self._device = torch.device(loaded.device)
+        self._text_config = loaded.model.config.get_text_config(decoder=True)
+        self._cache = make_cache(loaded.model.config, reserve=0)
+        self.position = 0
+        """Number of tokens in the sequence."""
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence that the model was made for, in tokens."""
+        return int(getattr(self._text_config, "max_position_embeddings", 0) or 1 << 20)
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], *, reserve: int = 0, cancel: threading.Event | None = None) -> torch.Tensor:
+        """Start a new sequence with a prompt. Returns the logits `[vocabulary]` of the token that follows it.
+
+        `reserve`: how many more tokens are expected, so that the cache need not grow. When `cancel` is set between
+        two pieces of the prompt the rest is left out. Raises PromptTooLong.
+        """
+        self._require_room(ids)
+        self.position = 0
+        self._cache = make_cache(self._model.config, reserve=len(ids) + reserve)
+        logits = torch.empty(0)
+        for start in range(0, len(ids), PROMPT_CHUNK):
+            if cancel is not None and cancel.is_set():
+                break
+            logits = self._forward(list(ids[start : start + PROMPT_CHUNK]))
+        return logits
+
+    @torch.inference_mode()
+    def decode_step(self, token: int) -> torch.Tensor:
+        """Lengthen the sequence by one token. Returns the logits `[vocabulary]` of the next. Raises PromptTooLong."""
+        if self.position >= self.context_length:
+            raise self._too_long(self.position + 1)
+        return self._forward([token])
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling, cancel: threading.Event) -> Iterator[str | Stats]:
+        """Answer a prompt: pieces of text as they are complete, then, last, the `Stats`.
+
+        Stops at a token that ends the answer, at `sampling.max_tokens`, at the model's context length, or within one
+        token of `cancel` being set. Raises PromptTooLong, and BadWeights when the model's scores are not numbers.
+        """
+        if self._loaded.tokenizer is None:
+            raise QuantStudioError("This model has no tokenizer, so it cannot write text.")
+        started = time.perf_counter()
+        sampler, text = Sampler(sampling, list(prompt)), Detokenizer(self._loaded.tokenizer)
+        limit = min(sampling.max_tokens, self.context_length - len(prompt))
+        logits = self.prefill(prompt, reserve=limit, cancel=cancel)
+        times: list[float] = []
+        reason = "stopped"
+        while not cancel.is_set():
+            token = sampler.pick(logits)
+            if token in self._loaded.end_tokens:
+                reason = "end"
+                break
+            times.append(time.perf_counter())
+            if piece := text.add(token):
+                yield piece
+            if len(times) >= limit:
+                reason = "length"
+                break
+            logits = self.decode_step(token)
+        if piece := text.finish():
+            yield piece
+        yield _stats(len(prompt), started, times, reason)
+
+    def _forward(self, ids: list[int]) -> torch.Tensor:
+        output = self._model(
+            input_ids=torch.tensor([ids], device=self._device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.position += len(ids)
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+    def _require_room(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise QuantStudioError("The prompt is empty.", hint="Write at least one word for the model to go on from.")
+        if len(ids) >= self.context_length:
+            raise self._too_long(len(ids))
+
+    def _too_long(self, tokens: int) -> PromptTooLong:
+        return PromptTooLong(
+            f"The text is {tokens:,} tokens long; this model can read {self.context_length:,}.",
+            hint="Shorten the text or start a new conversation.",
+        )
+
+
+def _stats(prompt_tokens: int, started: float, times: list[float], reason: str) -> Stats:
+    first = times[0] - started if times else time.perf_counter() - started
+    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+    return Stats(prompt_tokens, len(times), first, rate, reason)

@@ -1,0 +1,138 @@
+"""From a model folder to a model that runs: originals as they are, quantized folders on low-bit kernels.
+
+transformers can load our folders too, but runs them dequantized. Here the model is built empty and every quantized
+layer becomes a plain module over the fastest operator that is right on this machine, read layer by layer, so that
+the weights are in memory once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from quantstudio.core.errors import ModelDamaged, ModelNotFound, ModelUnsupported
+from quantstudio.engine.reporter import Reporter
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model in memory, ready to run."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    device: str
+    """cpu or cuda."""
+    folder: Path
+    kernels: dict[str, int] = field(default_factory=dict)
+    """Kernel name → number of layers on it; layers in bf16 count as "bf16"."""
+    end_tokens: frozenset[int] = frozenset()
+    """Tokens that end an answer."""
+
+
+def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = "auto") -> LoadedModel:
+    """Load an original model or one that this program quantized, in bf16.
+
+    `device`: auto, cpu or cuda. `kernels`: "auto" (the fastest that agrees with the reference), "reference"
+    (dequantized weights, and activations rounded as the scheme says), or the name of a kernel.
+    Raises ModelNotFound, ModelDamaged, ModelUnsupported.
+    """
+    folder = folder.resolve()
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(f"There is no model in {folder}.", why="It has no config.json.")
+    config = _read_config(folder)
+    target = _resolve_device(device)
+    if getattr(config, "quantization_config", None):
+        raise ModelUnsupported("Quantized folders cannot be loaded yet.")
+    model = _load_original(folder)
+    model = model.to(target).eval()
+    layers = sum(isinstance(module, nn.Linear) for module in model.modules())
+    _straighten_head_input(model)
+    tokenizer = _load_tokenizer(folder)
+    return LoadedModel(model, tokenizer, target, folder, {"bf16": layers}, _end_tokens(model, tokenizer))
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnsupported(
+            f"The model in {folder} is of a kind that cannot be loaded.",
+            why=str(error),
+            hint="Check that the folder is a Hugging Face causal language model.",
+        ) from error
+
+
+def _load_original(folder: Path) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.bfloat16,
+            attn_implementation="sdpa",
+        )
+    except (ValueError, KeyError) as error:
+        raise ModelUnsupported(f"The model in {folder} cannot be loaded.", why=str(error)) from error
+    except (OSError, RuntimeError) as error:
+        raise ModelDamaged(
+            f"The model in {folder} cannot be read.", why=str(error), hint="Download or copy it again."
+        ) from error
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelDamaged(f"The tokenizer in {folder} cannot be read.", why=str(error)) from error
+
+
+def _resolve_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelUnsupported(
+            "There is no GPU that can be used.",
+            why="CUDA is not available.",
+            hint="Choose the CPU.",
+            field="machine.device",
+        )
+    return device
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """Everything that the generation config, the config or the tokenizer calls the end of a text or turn."""
+    sources: list[Any] = [model.config.get_text_config(decoder=True), model.generation_config, tokenizer]
+    tokens: set[int] = set()
+    for source in sources:
+        value = getattr(source, "eos_token_id", None)
+        tokens.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+    return frozenset(tokens)
+
+
+def _straighten_head_input(model: PreTrainedModel) -> None:
+    """Give the head a row without the strides of the whole prompt: the CPU's bf16 product is 50 times slower on those.
+
+    `hidden[:, -1:]` counts as contiguous, so `contiguous()` would not copy it.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        head.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0].clone(),) if inputs[0].shape[-2] == 1 else None
+        )

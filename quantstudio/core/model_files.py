@@ -58,7 +58,7 @@ def read_json_object(path: Path, limit: int) -> dict[str, Any]:
     bytes, or nested deeper than any honest file).
     """
     try:
-        size = path.stat().st_size
+        size = _size(path)
         if size > limit:
             raise ModelUnsafe(
                 f"{path.name} is {size >> 20} MB of JSON.",
@@ -96,7 +96,7 @@ def read_header(path: Path) -> list[StoredTensor]:
     contradict each other or the file's size; ModelUnsafe if the header is larger than any honest one.
     """
     try:
-        size = path.stat().st_size
+        size = _size(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length + 8 > size:
@@ -168,6 +168,13 @@ def is_plain_file_name(name: object) -> bool:
         and not any(character in name for character in "/\\:\0")
         and name.isprintable()
     )
+
+
+def _size(path: Path) -> int:
+    """Size of a file in bytes. Pipes and devices are refused: reading one could wait for ever."""
+    if path.exists() and not path.is_file():
+        raise ModelUnsafe(f"{path.name} is not an ordinary file.", hint="Do not use this model.")
+    return path.stat().st_size
 
 
 def _tensors(path: Path, header: dict[str, Any], data_bytes: int) -> list[StoredTensor]:

@@ -16,6 +16,7 @@ from typing import Any
 from quantstudio.core.errors import ModelDamaged, ModelNotFound
 from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, read_header, read_json_object, weight_files
 from quantstudio.core.model_parts import TIED_BY_DEFAULT, TIED_HEAD, Part, TensorInfo, WeightSlot, part_of, slot_of
+from quantstudio.core.safety import require_safe
 
 __all__ = ["ModelInfo", "Part", "TensorInfo", "WeightSlot", "read_model_info"]
 
@@ -61,9 +62,12 @@ def read_model_info(folder: Path) -> ModelInfo:
     """
     folder = Path(folder).absolute()
     config = _read_config(folder)
+    require_safe(folder)
     tensors = _read_tensors(folder)
     text = _text_config(config)
     model_type = str(text.get("model_type") or config.get("model_type") or "")[:80]
+    blocks = _number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    _check_blocks(tensors, blocks)
     slots = [slot for tensor in tensors if (slot := slot_of(tensor, model_type))]
     tied = _is_tied(config, text, model_type, slots, _number(text, "vocab_size"))
     if tied:
@@ -84,7 +88,7 @@ def read_model_info(folder: Path) -> ModelInfo:
             text, "max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length"
         ),
         hidden_size=_number(text, "hidden_size", "n_embd", "d_model") or (embedding.columns if embedding else 0),
-        layers=_number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        layers=blocks,
         slots=tuple(slots),
         tensors=tuple(tensors),
         quantized=_quantized(config, tensors),
@@ -132,6 +136,17 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that describes the language model; multimodal ones keep it in `text_config`."""
     text = config.get("text_config")
     return config | text if isinstance(text, dict) else config
+
+
+def _check_blocks(tensors: list[TensorInfo], blocks: int) -> None:
+    """Refuse files that hold fewer decoder blocks than config.json promises: loaders fill the rest at random."""
+    numbers = (re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.", tensor.name) for tensor in tensors)
+    present = {int(number.group(1)) for number in numbers if number}
+    if present and (missing := blocks - len(present & set(range(blocks)))) > 0:
+        raise ModelDamaged(
+            f"{missing} of the model's {blocks} layers are missing from its files.",
+            hint="Finish the download, or copy the missing files into the folder.",
+        )
 
 
 def _is_tied(
@@ -190,15 +205,20 @@ def _number(config: dict[str, Any], *names: str) -> int:
 
 
 def _license(folder: Path) -> str:
-    card = folder / "README.md"
-    try:
-        with card.open("rb") as file:
-            text = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
-    except OSError:
-        text = ""  # a model without a card is no error: the licence is simply not known
+    text = _card(folder / "README.md")
     front = re.match(r"---\s*\n(.*?)\n---", text, flags=re.DOTALL)
     found = re.search(r"^license:[ \t]*[\"']?([\w.+-]{1,60})", front.group(1), flags=re.MULTILINE) if front else None
     if found:
         return found.group(1)
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.upper().startswith(("LICENSE", "LICENCE")))
     return names[0][:60] if names else ""
+
+
+def _card(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""  # a card that may not be read is no reason to refuse the model: the licence is simply not known

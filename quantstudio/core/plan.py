@@ -152,10 +152,10 @@ def kept_bytes(tensor: TensorInfo) -> int:
 def smaller_group(columns: int, group_size: int) -> int | None:
     """The next smaller group size that divides `columns`, or None if none of at least 8 does.
 
-    Multiples of 32, then of 16, then of 8 go first, because fast kernels exist for them; then the largest.
+    A multiple of 32 goes before a larger size, because fast kernels exist for those alone.
     """
     fits = [size for size in range(SMALLEST_GROUP, min(group_size, columns) + 1) if columns % size == 0]
-    return max(fits, key=lambda size: (gcd(size, 32) if size % 8 == 0 else 1, size), default=None)
+    return max(fits, key=lambda size: (size % 32 == 0, size), default=None)
 
 
 def fitting_all(misfits: Iterable[Misfit]) -> list[int]:

@@ -108,6 +108,7 @@ QComboBox QAbstractItemView {
     selection-background-color: $accent_soft; selection-color: $accent;
 }
 QComboBox QAbstractItemView::item { min-height: 28px; padding: 0 6px; border-radius: 5px; }
+QAbstractSpinBox { padding-left: 6px; }
 QAbstractSpinBox::up-button { subcontrol-position: top right; width: 24px; border: none; background: transparent; }
 QAbstractSpinBox::down-button { subcontrol-position: bottom right; width: 24px; border: none; background: transparent; }
 QAbstractSpinBox::up-arrow { image: url($icons/arrow-up-$name.svg); width: 14px; height: 14px; }

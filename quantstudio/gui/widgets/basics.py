@@ -5,6 +5,7 @@ Functions rather than classes where a plain Qt widget with a role will do; the s
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 
 from PySide6.QtCore import QSize, Qt
@@ -12,6 +13,7 @@ from PySide6.QtGui import QFontMetrics, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from quantstudio.gui.icons import ICON_SIZE
+from quantstudio.gui.language import tr
 from quantstudio.gui.theme import set_icon
 
 GAP = 8
@@ -31,7 +33,7 @@ _LEVELS = {
 
 def label(text: str = "", role: str = "", *, wrap: bool = False) -> QLabel:
     """A text in the look of `role`: title, heading, strong, muted, caption, number, problem. Never rich text."""
-    made = QLabel(text)
+    made = QLabel(tr(text))
     made.setTextFormat(Qt.TextFormat.PlainText)
     if role:
         made.setProperty("role", role)
@@ -45,9 +47,10 @@ def button(
     text: str, clicked: Callable[[], object], *, icon: str = "", variant: str = "", tooltip: str = ""
 ) -> QPushButton:
     """A push button. `variant`: primary (one per page), ghost, danger, or empty; `tooltip` defaults to the text."""
+    text, tooltip = tr(text), tr(tooltip)
     made = QPushButton(text)
     made.setProperty("variant", variant)
-    made.setToolTip(tooltip or text.replace("&", ""))
+    made.setToolTip(wrapped(tooltip or text.replace("&", "")))
     made.setAccessibleName(text.replace("&", ""))
     made.setAccessibleDescription(tooltip)
     made.setCursor(Qt.CursorShape.PointingHandCursor)
@@ -57,6 +60,11 @@ def button(
         made.setIconSize(QSize(ICON_SIZE, ICON_SIZE))
     made.clicked.connect(lambda: clicked())
     return made
+
+
+def wrapped(text: str) -> str:
+    """A tooltip's text so that Qt breaks it into lines; plain tooltips run on in one."""
+    return f"<p style='white-space: normal'>{html.escape(text)}</p>" if len(text) > 60 else html.escape(text)
 
 
 def icon_label(name: str, role: str = "muted", size: int = ICON_SIZE) -> QLabel:
@@ -119,7 +127,7 @@ class PageHeader(QWidget):
 
     def __init__(self, title: str, subtitle: str, *actions: QWidget) -> None:
         super().__init__()
-        self.subtitle = ElidedLabel(subtitle, "muted")
+        self.subtitle = ElidedLabel(tr(subtitle), "muted")
         texts = column(label(title, "title"), self.subtitle, spacing=2)
         layout = row(spacing=GAP)
         layout.addLayout(texts, 1)

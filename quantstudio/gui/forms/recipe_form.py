@@ -1,0 +1,167 @@
+"""The recipe as a form: made from the field list, so that it can never lag behind the recipe.
+
+Problems stand right under the field they are about. Advanced fields are folded away in each section, and unfold by
+themselves when one of them has a problem; fields of a union member that is not chosen are hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtWidgets import QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+
+from quantstudio.core.fieldspec import FieldSpec, field_specs, is_shown
+from quantstudio.core.recipe import Recipe
+from quantstudio.gui.forms.editors import Editor, editor_for
+from quantstudio.gui.language import tr
+from quantstudio.gui.theme import set_icon
+from quantstudio.gui.widgets.basics import Card, button, label, restyle, wrapped
+
+LABEL_WIDTH = 136
+ERROR, WARNING, INFO = "error", "warning", "info"
+
+
+class FieldRow(QWidget):
+    """A field's label, its editor, and what is wrong with it."""
+
+    def __init__(self, spec: FieldSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.editor: Editor = editor_for(spec)
+        self.label = label(spec.title, wrap=True)
+        self.label.setFixedWidth(LABEL_WIDTH)
+        self.label.setMinimumHeight(32)
+        self.label.setBuddy(self.editor.control)
+        self.label.setToolTip(wrapped(tr(spec.help)))
+        self.problem = label("", "problem", wrap=True)
+        self.problem.hide()
+        right = QVBoxLayout()
+        right.setSpacing(4)
+        right.addWidget(self.editor)
+        right.addWidget(self.problem)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(16)
+        layout.addWidget(self.label, 0, Qt.AlignmentFlag.AlignTop)
+        layout.addLayout(right, 1)
+
+    def say(self, text: str, level: str) -> None:
+        """Show a problem under the field; nothing when `text` is empty."""
+        self.problem.setText(text)
+        self.problem.setVisible(bool(text))
+        restyle(self.problem, "level", level)
+        restyle(self.editor.control, "invalid", bool(text) and level == ERROR)
+        told = f"{text} {tr(self.spec.help)}" if text else tr(self.spec.help)
+        self.editor.control.setAccessibleDescription(told)
+
+
+class SectionCard(Card):
+    """One section of the recipe: its everyday fields, and the advanced ones behind a fold."""
+
+    def __init__(self, title: str, rows: Sequence[FieldRow]) -> None:
+        super().__init__(title)
+        self._rows = rows
+        self._advanced = [row for row in rows if row.spec.advanced]
+        self.fold: QPushButton | None = None
+        for row in rows:
+            if not row.spec.advanced:
+                self.body.addWidget(row)
+        if self._advanced:
+            self.fold = button("More options", self._toggle, variant="fold", tooltip="Show the advanced fields.")
+            self.body.addWidget(self.fold)
+            for row in self._advanced:
+                self.body.addWidget(row)
+        self.set_open(is_open=False)
+
+    def is_open(self) -> bool:
+        """Whether the advanced fields are shown."""
+        return self._open
+
+    def set_open(self, *, is_open: bool) -> None:
+        """Show or fold away the advanced fields."""
+        self._open = is_open
+        if self.fold:
+            self.fold.setText(tr("Fewer options") if is_open else tr("More options"))
+            self.fold.setAccessibleName(f"{self.fold.text()}: {tr(self._rows[0].spec.section)}")
+            set_icon(self.fold, "chevron-down" if is_open else "chevron-right", "muted")
+
+    def show_rows(self, values: Mapping[str, Any]) -> None:
+        """Show the rows that exist under these values and are not folded away."""
+        alive = {row.spec.path for row in self._rows if is_shown(row.spec, dict(values))}
+        for row in self._rows:
+            row.setVisible(row.spec.path in alive and (self._open or not row.spec.advanced))
+        if self.fold:
+            self.fold.setVisible(any(row.spec.path in alive for row in self._advanced))
+
+    def _toggle(self) -> None:
+        self.set_open(is_open=not self._open)
+        self.show_rows({row.spec.path: row.editor.value() for row in self._rows})
+
+
+class RecipeForm(QWidget):
+    """All fields of the recipe, section by section."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows = {spec.path: FieldRow(spec) for spec in field_specs()}
+        self._cards: dict[str, SectionCard] = {}
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(12)
+        for section, info in Recipe.model_fields.items():
+            rows = [row for row in self._rows.values() if row.spec.section == section]
+            if rows:
+                self._cards[section] = SectionCard(info.title or section, rows)
+                layout.addWidget(self._cards[section])
+        layout.addStretch(1)
+        for row in self._rows.values():
+            row.editor.set_value(row.spec.default)
+            row.editor.changed.connect(self._on_changed)
+        self._show_rows()
+
+    def editor(self, path: str) -> Editor:
+        """The editor of one field."""
+        return self._rows[path].editor
+
+    def row(self, path: str) -> FieldRow:
+        """The row of one field."""
+        return self._rows[path]
+
+    def section(self, name: str) -> SectionCard:
+        """The card of one section."""
+        return self._cards[name]
+
+    def values(self) -> dict[str, Any]:
+        """Every field's value by path, hidden ones included (`fieldspec.nested` leaves those out)."""
+        return {path: row.editor.value() for path, row in self._rows.items()}
+
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Show these values and leave the other fields alone. `changed` is emitted once if anything is different."""
+        before = self.values()
+        for path, value in values.items():
+            if path in self._rows:
+                self._rows[path].editor.set_value(value)
+        if self.values() != before:
+            self._on_changed()
+
+    def set_problems(self, problems: Mapping[str, tuple[str, str]]) -> None:
+        """Show each field's (text, level) under it and clear all others; an error unfolds its section."""
+        for path, row in self._rows.items():
+            text, level = problems.get(path, ("", INFO))
+            row.say(text, level)
+            if text and level == ERROR and row.spec.advanced:
+                self._cards[row.spec.section].set_open(is_open=True)
+        self._show_rows()
+
+    def _on_changed(self) -> None:
+        self._show_rows()
+        self.changed.emit()
+
+    def _show_rows(self) -> None:
+        values = self.values()
+        for card in self._cards.values():
+            card.show_rows(values)

@@ -1,0 +1,181 @@
+"""The form is the recipe: every field has an editor, a label, a tooltip and a name, and values go through it whole."""
+
+import html
+import re
+
+import pytest
+from PySide6.QtCore import QPoint, QPointF, Qt
+from PySide6.QtGui import QWheelEvent
+from PySide6.QtWidgets import QApplication
+
+from quantstudio.core.fieldspec import FieldKind, FieldSpec, defaults, field_specs, flat, nested
+from quantstudio.core.recipe import Preset, Recipe, preset_recipe
+from quantstudio.core.recipe_io import parse_recipe, recipe_from_dict
+from quantstudio.gui.forms.editors import FloatEditor, IntEditor, LinesEditor, ModelEditor, editor_for
+from quantstudio.gui.forms.recipe_form import RecipeForm
+
+PATHS = [spec.path for spec in field_specs()]
+RICH = parse_recipe(
+    """
+    [model]
+    id = "some/model"
+    [scheme]
+    kind = "w4a8"
+    group_size = 96
+    symmetric = false
+    [layers]
+    head = "same"
+    keep = ["model.layers.0.*", "*.down_proj"]
+    on_misfit = "smaller"
+    [measure]
+    trials = 9
+    text = { kind = "file", path = "/tmp/a text.txt" }
+    [output]
+    name = "A run"
+    [machine]
+    seed = 2147483647
+    """
+)
+
+
+@pytest.fixture
+def form(qtbot):
+    made = RecipeForm()
+    qtbot.addWidget(made)
+    made.resize(520, 900)
+    made.show()
+    return made
+
+
+def plain(tooltip):
+    return html.unescape(re.sub(r"<[^>]+>", "", tooltip))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_field_has_an_editor_that_is_named_labelled_and_explained(form, path):
+    spec = next(spec for spec in field_specs() if spec.path == path)
+    row = form.row(path)
+    control = row.editor.control
+    assert row.label.text() == spec.title
+    assert row.label.buddy() is control
+    assert plain(control.toolTip()) == spec.help == plain(row.label.toolTip())
+    assert control.accessibleName() == spec.title
+    assert control.accessibleDescription() == spec.help
+    assert control.focusPolicy() & Qt.FocusPolicy.TabFocus
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_editor_gives_back_the_default(form, path):
+    assert form.values()[path] == defaults()[path]
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), RICH, *(preset_recipe(preset) for preset in Preset)])
+def test_a_recipe_goes_through_the_form_unchanged(form, recipe):
+    form.set_values(flat(recipe.model_dump(mode="json")))
+    assert recipe_from_dict(nested(form.values())) == recipe
+
+
+def test_set_values_says_changed_once_and_only_if_something_changed(form, qtbot):
+    said = []
+    form.changed.connect(lambda: said.append(1))
+    form.set_values(flat(RICH.model_dump(mode="json")))
+    form.set_values(flat(RICH.model_dump(mode="json")))
+    assert said == [1]
+
+
+def test_fields_of_another_scheme_are_hidden(form):
+    assert form.row("scheme.group_size").isVisible()
+    form.set_values({"scheme.kind": "w8a16"})
+    assert not form.row("scheme.group_size").isVisible()
+    assert not form.section("scheme").fold.isVisible(), "W8A16 has no advanced field to unfold"
+
+
+def test_advanced_fields_unfold_by_mouse_and_for_an_error(form, qtbot):
+    trials, head = form.row("measure.trials"), form.row("layers.on_misfit")
+    assert not trials.isVisible()
+    qtbot.mouseClick(form.section("measure").fold, Qt.MouseButton.LeftButton)
+    assert trials.isVisible()
+    qtbot.mouseClick(form.section("measure").fold, Qt.MouseButton.LeftButton)
+    assert not trials.isVisible()
+    form.set_problems({"layers.on_misfit": ("Two layers do not fit.", "error")})
+    assert head.isVisible()
+
+
+def test_a_problem_stands_beside_its_field_and_goes_away(form):
+    row = form.row("scheme.group_size")
+    form.set_problems({"scheme.group_size": ("96 does not divide 2 layers.", "error")})
+    assert row.problem.isVisible()
+    assert row.problem.text() == "96 does not divide 2 layers."
+    assert row.editor.control.accessibleDescription().startswith("96 does not divide 2 layers.")
+    form.set_problems({})
+    assert not row.problem.isVisible()
+    assert row.editor.control.accessibleDescription() == row.spec.help
+
+
+def test_typing_changes_the_value(form, qtbot):
+    combo = form.editor("scheme.group_size").combo
+    combo.lineEdit().selectAll()
+    with qtbot.waitSignal(form.changed):
+        qtbot.keyClicks(combo.lineEdit(), "224")
+    assert form.values()["scheme.group_size"] == 224
+    with qtbot.waitSignal(form.changed):
+        qtbot.mouseClick(form.editor("measure.enabled").control, Qt.MouseButton.LeftButton)
+    assert form.values()["measure.enabled"] is False
+
+
+def test_the_wheel_scrolls_past_an_idle_control(form):
+    combo = form.editor("scheme.kind").combo
+    before = combo.currentIndex()
+    centre = QPointF(combo.rect().center())
+    wheel = QWheelEvent(
+        centre,
+        QPointF(combo.mapToGlobal(centre.toPoint())),
+        QPoint(0, 0),
+        QPoint(0, -120),
+        Qt.MouseButton.NoButton,
+        Qt.KeyboardModifier.NoModifier,
+        Qt.ScrollPhase.NoScrollPhase,
+        False,
+    )
+    QApplication.sendEvent(combo, wheel)
+    assert combo.currentIndex() == before
+
+
+def test_lines_leave_out_empty_ones(qtbot):
+    editor = form_editor(qtbot, LinesEditor, FieldKind.LINES)
+    editor.text.setPlainText(" a \n\n b\n")
+    assert editor.value() == ["a", "b"]
+
+
+def test_number_editors_keep_the_limits(qtbot):
+    whole = form_editor(qtbot, IntEditor, FieldKind.INT, minimum=5, maximum=100)
+    whole.set_value(3)
+    assert whole.value() == 5
+    real = form_editor(qtbot, FloatEditor, FieldKind.FLOAT, minimum=0.0, maximum=1.0)
+    real.set_value(0.125)
+    assert real.value() == 0.125
+
+
+def test_a_model_is_picked_by_its_words_and_kept_by_its_id(qtbot):
+    editor = form_editor(qtbot, ModelEditor, FieldKind.TEXT)
+    editor.set_choices([("starter", "Starter model"), ("/models/a", "a")])
+    editor.set_value("/models/a")
+    assert editor.combo.currentText() == "a"
+    editor.combo.setEditText("Starter model")
+    with qtbot.waitSignal(editor.changed):
+        editor.line.editingFinished.emit()
+    assert editor.value() == "starter"
+    editor.combo.setEditText("/models/unknown")
+    editor.line.editingFinished.emit()
+    assert editor.value() == "/models/unknown"
+
+
+def test_an_unknown_special_editor_is_an_error():
+    with pytest.raises(KeyError):
+        editor_for(FieldSpec(path="a", section="a", title="A", help="B", kind=FieldKind.TEXT, default="", editor="x"))
+
+
+def form_editor(qtbot, cls, kind, **limits):
+    editor = cls(FieldSpec(path="a.b", section="a", title="Title", help="Help.", kind=kind, default="", **limits))
+    qtbot.addWidget(editor)
+    return editor

@@ -1,0 +1,344 @@
+"""The charts of a comparison, drawn with matplotlib for the window, the HTML report and the command line alike.
+
+matplotlib takes most of a second to import, so it is imported inside the functions. Figures are drawn without
+pyplot (no global state, no window system): whoever saves gets Agg or SVG, whoever shows brings a Qt canvas.
+
+Bars start at zero and lie on their side, so that names of any length can be read; what is uncertain carries its
+spread or interval. Texts are never taken for mathematics: a model may be called "$x$".
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantstudio.core.comparison import Cell, Comparison, Row, compare
+from quantstudio.core.humanize import human_bytes
+from quantstudio.core.result import RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_LABEL = 30
+
+
+class Chart(StrEnum):
+    """The charts of a comparison, in the order in which they are shown. Values are stable ids (file names)."""
+
+    SIZE = "size"
+    MEMORY = "memory"
+    LATENCY = "latency"
+    QUALITY = "quality"
+    TRADEOFF = "tradeoff"
+
+    @property
+    def words(self) -> str:
+        """Its title, for people."""
+        return _TITLES[self]
+
+
+_TITLES = {
+    Chart.SIZE: "Size of the weight files",
+    Chart.MEMORY: "Peak memory",
+    Chart.LATENCY: "Latency and speed",
+    Chart.QUALITY: "Loss of quality against the original",
+    Chart.TRADEOFF: "Size against quality",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChartStyle:
+    """The colours of a theme, as `#rrggbb`. `series[0]` is the original's."""
+
+    background: str = "#ffffff"
+    text: str = "#1a1d24"
+    muted: str = "#596273"
+    grid: str = "#e1e4ea"
+    series: tuple[str, ...] = ("#8a93a5", "#3f56d9", "#0f9488", "#d9702b", "#a63fc4", "#c02b60", "#5d8a1c", "#1787c2")
+    font_size: float = 9.0
+
+    def colour(self, index: int) -> str:
+        """Colour of the row at `index`: 0 is the original's, which no run is given."""
+        return self.series[0] if index == 0 else self.series[1 + (index - 1) % (len(self.series) - 1)]
+
+
+def has_data(chart: Chart, group: Comparison) -> bool:
+    """Whether the chart has anything to show for these runs."""
+    wanted = {
+        Chart.SIZE: ("size",),
+        Chart.MEMORY: ("memory",),
+        Chart.LATENCY: ("ttft", "decode_tps"),
+        Chart.QUALITY: ("change", "kl"),
+        Chart.TRADEOFF: ("change",),
+    }[chart]
+    return any(row.cells[name].value is not None for row in group.rows for name in wanted)
+
+
+def chart_height(chart: Chart, group: Comparison) -> float:
+    """A fitting height in inches: bars need room for each row, a scatter does not."""
+    return 3.4 if chart is Chart.TRADEOFF else 1.15 + 0.34 * len(group.rows)
+
+
+def draw_chart(figure: Figure, chart: Chart, group: Comparison, style: ChartStyle | None = None) -> None:
+    """Draw one chart into an empty or used figure, which is cleared."""
+    style = style or ChartStyle()
+    with _drawing(style):
+        figure.clear()
+        figure.set_facecolor(style.background)
+        _DRAW[chart](figure, group, style)
+
+
+def chart_figure(chart: Chart, group: Comparison, style: ChartStyle | None = None, *, width: float = 7.0) -> Figure:
+    """A new figure with the chart. `width` in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, chart_height(chart, group)), layout="constrained")
+    draw_chart(figure, chart, group, style)
+    return figure
+
+
+def save_chart(chart: Chart, group: Comparison, path: Path, style: ChartStyle | None = None) -> None:
+    """Write one chart; the suffix (`.png`, `.svg`) decides the format. Raises OSError."""
+    _save(chart_figure(chart, group, style), path)
+
+
+def chart_svg(chart: Chart, group: Comparison, style: ChartStyle | None = None) -> str:
+    """The chart as a `data:` address of an SVG picture, for `<img src>`."""
+    out = io.BytesIO()
+    with _drawing(style or ChartStyle()):
+        chart_figure(chart, group, style).savefig(out, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def save_comparison(results: Sequence[RunResult], path: Path, style: ChartStyle | None = None) -> None:
+    """Write every chart of these runs as one picture (`.png` or `.svg`). Raises OSError."""
+    _save(overview(compare(results), style), path)
+
+
+def overview(groups: Sequence[Comparison], style: ChartStyle | None = None) -> Figure:
+    """One figure with every chart of every group: each group is a row of two columns."""
+    from matplotlib.figure import Figure
+
+    style = style or ChartStyle()
+    pages = [(group, [chart for chart in Chart if has_data(chart, group)]) for group in groups]
+    heights = [_overview_height(group, charts) for group, charts in pages]
+    with _drawing(style):
+        figure = Figure(figsize=(14, sum(heights)), layout="constrained", facecolor=style.background)
+        parts = figure.subfigures(len(pages), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, (group, charts) in zip(parts, pages, strict=True):
+            part.set_facecolor(style.background)
+            part.suptitle(group.model_name, color=style.text, weight="bold", size=style.font_size + 4)
+            lines = (len(charts) + 1) // 2
+            places = part.subfigures(lines, 2, wspace=0.04, hspace=0.06, squeeze=False).ravel()
+            for place in places:
+                place.set_facecolor(style.background)
+            for place, chart in zip(places, charts, strict=False):
+                _DRAW[chart](place, group, style)
+    return figure
+
+
+def _overview_height(group: Comparison, charts: Sequence[Chart]) -> float:
+    return 0.6 + sum(max(chart_height(chart, group) for chart in charts[i : i + 2]) for i in range(0, len(charts), 2))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    kind = path.suffix.lstrip(".").lower() or "png"
+    with _drawing(ChartStyle()):
+        figure.savefig(path, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else {})
+
+
+@contextmanager
+def _drawing(style: ChartStyle) -> Iterator[None]:
+    import matplotlib as mpl
+
+    settings: dict[str, Any] = {
+        "font.size": style.font_size,
+        "text.color": style.text,
+        "text.parse_math": False,
+        "axes.edgecolor": style.grid,
+        "axes.labelcolor": style.muted,
+        "axes.formatter.useoffset": False,
+        "xtick.color": style.muted,
+        "ytick.color": style.text,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "quantstudio",
+    }
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # A model may be named in letters that the font lacks: boxes in the chart, not a warning on the terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _draw_size(figure: Any, group: Comparison, style: ChartStyle) -> None:
+    axes = _bars_axes(figure, group, style, Chart.SIZE.words, "MB, smaller is better")
+    parts = (("embedding", 0.55), ("layers", 1.0), ("head", 0.75), ("rest", 0.35))
+    left = [0.0] * len(group.rows)
+    for name, strength in parts:
+        widths = [_part_bytes(row, name) / 1e6 for row in group.rows]
+        colours = [_blend(style.colour(i), style.background, strength) for i in range(len(widths))]
+        axes.barh(range(len(widths)), widths, left=left, height=0.62, color=colours, edgecolor=style.background)
+        _name_parts(axes, name, left, widths, style)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    labels = [human_bytes(row.sizes.total) for row in group.rows]
+    _label_ends(axes, left, labels, style)
+
+
+def _part_bytes(row: Row, name: str) -> int:
+    return {
+        "embedding": row.sizes.embedding,
+        "layers": row.sizes.layers,
+        "head": row.sizes.head,
+        "rest": row.sizes.rest,
+    }[name]
+
+
+def _name_parts(axes: Axes, name: str, left: list[float], widths: list[float], style: ChartStyle) -> None:
+    """Name the parts inside the bar of the original, where there is room."""
+    total = left[0] + widths[0]
+    whole = max(total, *(start + width for start, width in zip(left, widths, strict=True)))
+    if whole and widths[0] / whole > 0.14:
+        axes.text(left[0] + widths[0] / 2, 0, name, ha="center", va="center", size=style.font_size - 1.5)
+
+
+def _draw_memory(figure: Any, group: Comparison, style: ChartStyle) -> None:
+    gpu = any(row.cells["gpu_memory"].value for row in group.rows)
+    panels = ("memory", "gpu_memory") if gpu else ("memory",)
+    titles = {"memory": "Peak memory of the process" if gpu else Chart.MEMORY.words, "gpu_memory": "Peak GPU memory"}
+    for axes, name in zip(_panels(figure, len(panels)), panels, strict=True):
+        _bars(axes, group, style, name, titles[name], "MB, less is better", 1e-6)
+
+
+def _draw_latency(figure: Any, group: Comparison, style: ChartStyle) -> None:
+    left, right = _panels(figure, 2)
+    _bars(left, group, style, "ttft", "Time to first token", "ms, less is better", 1e3)
+    _bars(right, group, style, "decode_tps", "Speed of the answer", "tokens/s, more is better", 1.0, names=False)
+
+
+def _draw_quality(figure: Any, group: Comparison, style: ChartStyle) -> None:
+    left, right = _panels(figure, 2)
+    _bars(left, group, style, "change", "Change of perplexity", "%, less is closer to the original", 100.0)
+    _bars(right, group, style, "kl", "KL divergence", "nats, less is closer to the original", 1.0, names=False)
+
+
+def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
+    axes = figure.subplots()
+    _plain_axes(axes, style)
+    axes.set_title(Chart.TRADEOFF.words, loc="left", weight="bold", size=style.font_size + 1)
+    axes.set_xlabel("Size in MB, smaller is better")
+    axes.set_ylabel("Change of perplexity in %, less is better")
+    axes.grid(visible=True, color=style.grid, linewidth=0.8)
+    for index, row in enumerate(group.rows):
+        change = Cell(0.0, 0.0, 0.0) if row.is_original else row.cells["change"]
+        if change.value is None:
+            continue
+        x, y = row.sizes.total / 1e6, change.value * 100
+        colour = style.colour(index)
+        axes.errorbar(x, y, yerr=_whiskers(change, 100.0), fmt="o", color=colour, capsize=3, markersize=7)
+        axes.annotate(
+            _label(row), (x, y), xytext=(8, 6), textcoords="offset points", size=style.font_size - 0.5, color=style.text
+        )
+    axes.margins(x=0.12, y=0.18)
+    axes.set_xlim(left=0, right=axes.get_xlim()[1] * 1.12)
+
+
+def _bars(
+    axes: Axes,
+    group: Comparison,
+    style: ChartStyle,
+    name: str,
+    title: str,
+    unit: str,
+    factor: float,
+    *,
+    names: bool = True,
+) -> None:
+    """Horizontal bars of one column of the table, with whiskers where it has a spread or interval."""
+    _prepare_bars(axes, group, style, title, unit, names=names)
+    cells = [row.cells[name] for row in group.rows]
+    if name in ("change", "kl"):
+        cells[0] = Cell(0.0, text="original")
+    ends = []
+    for index, cell in enumerate(cells):
+        value = (cell.value or 0.0) * factor
+        axes.barh(index, value, height=0.62, color=style.colour(index))
+        ends.append(max(value, (cell.high or 0.0) * factor))
+        if cell.low is not None and cell.value is not None:
+            axes.errorbar(
+                value, index, xerr=_whiskers(cell, factor), color=style.text, capsize=2.5, linewidth=1, fmt="none"
+            )
+    _label_ends(axes, ends, [cell.text for cell in cells], style)
+
+
+def _whiskers(cell: Cell, factor: float) -> list[list[float]]:
+    """Distances from the value down and up, as `errorbar` wants them."""
+    value = cell.value or 0.0
+    low = value if cell.low is None else min(cell.low, value)
+    high = value if cell.high is None else max(cell.high, value)
+    return [[(value - low) * factor], [(high - value) * factor]]
+
+
+def _panels(figure: Any, count: int) -> list[Axes]:
+    made = figure.subplots(1, count, squeeze=False)
+    return list(made[0])
+
+
+def _bars_axes(figure: Any, group: Comparison, style: ChartStyle, title: str, unit: str) -> Axes:
+    axes: Axes = figure.subplots()
+    _prepare_bars(axes, group, style, title, unit, names=True)
+    return axes
+
+
+def _prepare_bars(axes: Axes, group: Comparison, style: ChartStyle, title: str, unit: str, *, names: bool) -> None:
+    _plain_axes(axes, style)
+    axes.set_title(title, loc="left", weight="bold", size=style.font_size + 1)
+    axes.set_xlabel(unit)
+    axes.set_yticks(range(len(group.rows)), [_label(row) if names else "" for row in group.rows])
+    axes.set_ylim(len(group.rows) - 0.5, -0.5)  # the original on top
+    axes.grid(visible=True, axis="x", color=style.grid, linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+
+
+def _plain_axes(axes: Axes, style: ChartStyle) -> None:
+    axes.set_facecolor(style.background)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=5)
+    axes.tick_params(axis="both", length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _label_ends(axes: Axes, ends: Sequence[float], texts: Sequence[str], style: ChartStyle) -> None:
+    reach = max(max(ends, default=0.0), 0.0)
+    low = min(axes.get_xlim()[0], 0.0)
+    axes.set_xlim(low, (reach or 1.0) * 1.28)
+    for index, (end, text) in enumerate(zip(ends, texts, strict=True)):
+        axes.annotate(
+            text, (max(end, 0.0), index), xytext=(5, 0), textcoords="offset points", va="center", color=style.text
+        )
+
+
+def _label(row: Row) -> str:
+    text = "Original" if row.is_original else row.name
+    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
+
+
+def _blend(colour: str, background: str, strength: float) -> str:
+    pairs = [(int(colour[i : i + 2], 16), int(background[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(top * strength + under * (1 - strength)):02x}" for top, under in pairs)
+
+
+_DRAW: dict[Chart, Callable[[Any, Comparison, ChartStyle], None]] = {
+    Chart.SIZE: _draw_size,
+    Chart.MEMORY: _draw_memory,
+    Chart.LATENCY: _draw_latency,
+    Chart.QUALITY: _draw_quality,
+    Chart.TRADEOFF: _draw_tradeoff,
+}

@@ -45,7 +45,7 @@ class _Buffer:
         capacity = -(-max(needed, self._reserve, 2 * capacity) // _STEP) * _STEP
         batch, heads, _, size = like.shape
         new = like.new_empty((batch, heads, capacity, size))
-        if capacity:
+        if self.used:
             new[:, :, : self.used] = old[:, :, : self.used]
         return new
 

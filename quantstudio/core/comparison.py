@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
+from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
 from quantstudio.core.result import Interval, Performance, Quality, RunResult, Sizes, Spread
 
 
@@ -264,13 +264,15 @@ def _versus(cell: Cell, original: Cell, name: str) -> Cell:
 
 
 def ratio_words(ratio: float, column: Column) -> str:
-    """`2.6× faster`, `3.2× smaller`, `same`: a ratio to the original, said so that bigger always means more of it."""
+    """`2.6× faster`, `8 % less`, `same`: a ratio to the original, said so that bigger always means more of it."""
     improved = ratio < 1 if column.better is Better.LOWER else ratio > 1
     times = max(ratio, 1 / ratio)
     if times < 1.005:
         return "same"
-    digits = 2 if times < 1.995 else 1
-    return f"{times:.{digits}f}× {column.words[0 if improved else 1]}"
+    word = column.words[0 if improved else 1]
+    if times < 1.195:
+        return f"{max(1, round(abs(ratio - 1) * 100))} % {word}"
+    return f"{times:.{2 if times < 1.995 else 1}f}× {word}"
 
 
 def _mark_best(rows: list[Row], column: Column) -> None:
@@ -324,7 +326,8 @@ def _conditions(result: RunResult) -> str:
     parts = []
     if (speed := result.quantized) is not None:
         parts.append(f"Prompt of {speed.prompt_tokens:,} tokens, answer of {speed.decode_tokens:,}")
-        parts.append(f"{speed.device}, {speed.threads} threads" if speed.device == "cpu" else speed.device)
+        on_cpu = speed.device == "cpu"
+        parts.append(f"CPU, {plural(speed.threads, 'thread')}" if on_cpu else speed.device.upper())
     if (quality := result.quality) is not None:
         parts.append(f"quality on {quality.tokens:,} tokens of {quality.text}")
     parts.append(result.environment.gpu or result.environment.cpu)

@@ -126,23 +126,31 @@ def save_comparison(results: Sequence[RunResult], path: Path, style: ChartStyle 
 def overview(groups: Sequence[Comparison], style: ChartStyle | None = None) -> Figure:
     """One figure with every chart of every group: each group is a row of two columns."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     style = style or ChartStyle()
     pages = [(group, [chart for chart in Chart if has_data(chart, group)]) for group in groups]
     heights = [_overview_height(group, charts) for group, charts in pages]
     with _drawing(style):
-        figure = Figure(figsize=(14, sum(heights)), layout="constrained", facecolor=style.background)
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(14, sum(heights)), layout=layout, facecolor=style.background)
         parts = figure.subfigures(len(pages), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, (group, charts) in zip(parts, pages, strict=True):
             part.set_facecolor(style.background)
             part.suptitle(group.model_name, color=style.text, weight="bold", size=style.font_size + 4)
-            lines = (len(charts) + 1) // 2
-            places = part.subfigures(lines, 2, wspace=0.04, hspace=0.06, squeeze=False).ravel()
-            for place in places:
+            for place, chart in zip(_places(part, len(charts)), charts, strict=True):
                 place.set_facecolor(style.background)
-            for place, chart in zip(places, charts, strict=False):
                 _DRAW[chart](place, group, style)
     return figure
+
+
+def _places(part: Any, count: int) -> list[Any]:
+    """Two places to a line; the last one takes the whole line when the count is odd."""
+    lines = part.subfigures((count + 1) // 2, 1, hspace=0.06, squeeze=False)[:, 0]
+    places: list[Any] = []
+    for line in lines:
+        places += list(line.subfigures(1, 2, wspace=0.04)) if count - len(places) > 1 else [line]
+    return places
 
 
 def _overview_height(group: Comparison, charts: Sequence[Chart]) -> float:
@@ -233,7 +241,7 @@ def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
     _plain_axes(axes, style)
     axes.set_title(Chart.TRADEOFF.words, loc="left", weight="bold", size=style.font_size + 1)
     axes.set_xlabel("Size in MB, smaller is better")
-    axes.set_ylabel("Change of perplexity in %, less is better")
+    axes.set_ylabel("Change of perplexity, %")
     axes.grid(visible=True, color=style.grid, linewidth=0.8)
     for index, row in enumerate(group.rows):
         change = Cell(0.0, 0.0, 0.0) if row.is_original else row.cells["change"]

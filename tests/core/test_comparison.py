@@ -70,6 +70,8 @@ def test_a_slower_or_larger_model_is_called_so():
     assert ratio_words(2.0, BY_ID["ttft"]) == "2.0× slower"
     assert ratio_words(1.25, BY_ID["memory"]) == "1.25× more"
     assert ratio_words(0.8, BY_ID["size"]) == "1.25× smaller"
+    assert ratio_words(0.92, BY_ID["memory"]) == "8 % less"
+    assert ratio_words(0.993, BY_ID["decode_tps"]) == "1 % slower"
     assert ratio_words(1.001, BY_ID["size"]) == "same"
 
 

@@ -1,0 +1,87 @@
+"""One measurement in a process of its own: `python -m quantstudio.engine.measure`.
+
+Reads one `MeasureSpec` from stdin, answers with protocol messages on stdout, the last of them `result` or `error`.
+File descriptors 0 and 1 are taken away from everybody else first, as the worker does. It stays in its parent's
+process group, so whoever kills that group kills it too; and when stdin closes, its parent is gone, and it ends at
+once, writing nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from quantstudio.core import protocol
+from quantstudio.engine.failures import as_message, details
+from quantstudio.engine.measure.spec import QUALITY_PHASE, Measured, MeasureSpec
+from quantstudio.engine.reporter import Reporter
+
+
+def main() -> int:
+    """Measure as told on stdin. Returns the exit status: 0 with a result, 1 with an error."""
+    commands, messages = _take_stdio()
+    spec = MeasureSpec.model_validate_json(commands.readline())
+    threading.Thread(target=_die_with_parent, args=(commands,), daemon=True).start()
+
+    def send(message: protocol.Message) -> None:
+        data = memoryview(protocol.encode(message))
+        while data:
+            data = data[os.write(messages, data) :]
+
+    try:
+        measured = measure(spec, Reporter(send))
+    except BaseException as error:  # panics of Rust libraries are not Exceptions
+        send(protocol.Log(t=time.time(), level="debug", text=details(error)))
+        send(as_message(error, time.time()))
+        return 1
+    send(protocol.Result(t=time.time(), data=measured.model_dump(mode="json")))
+    return 0
+
+
+def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
+    """Carry out the spec in this process. The speed part comes first, so that its peak memory is the model's own."""
+    import torch
+
+    from quantstudio.engine.load import load_model
+    from quantstudio.engine.measure.performance import load_timed, measure_performance
+    from quantstudio.engine.measure.quality import measure_quality, measure_text_fit
+    from quantstudio.engine.measure.text import read_text
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    seed = spec.machine.seed
+    text = read_text(spec.measure.text, spec.measure.quality_tokens)
+    loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter)
+    performance = measure_performance(loaded, load_s, spec.label, text, spec.measure, seed, reporter)
+    if not spec.original and not spec.alone:
+        return Measured(performance=performance)
+    reporter.phase(QUALITY_PHASE, "Comparing quality", 0, 1)
+    if spec.alone:
+        perplexity, bits_per_byte = measure_text_fit(loaded, text, spec.measure, seed, reporter)
+        return Measured(performance=performance, perplexity=perplexity, bits_per_byte=bits_per_byte)
+    original = load_model(Path(spec.original), spec.machine.device, reporter)
+    quality = measure_quality(original, loaded, text, spec.measure, seed, reporter)
+    return Measured(performance=performance, quality=quality)
+
+
+def _take_stdio() -> tuple[BinaryIO, int]:
+    """Private copies of descriptors 0 and 1, not inherited; then 0 reads nothing and 1 is the log (descriptor 2)."""
+    commands, messages = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return commands, messages
+
+
+def _die_with_parent(commands: BinaryIO) -> None:
+    while commands.read(1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""How much a model lost: the original and the quantized one score the same windows of the same text.
+
+Logits are the large thing here (a window of 512 tokens over 150,000 words is 160 MB in bf16), so they are made for
+as many tokens at once as fit a fixed budget: several short windows together, or a long window in pieces over a
+cache, which keeps everything a model does between its layers and its logits (scaling, capping) as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, PreTrainedModel
+
+from quantstudio.core.errors import BadWeights
+from quantstudio.core.recipe import MeasureSection
+from quantstudio.core.result import Interval, Quality
+from quantstudio.engine.load import LoadedModel
+from quantstudio.engine.measure.bootstrap import BlockSums, quality_intervals, sum_blocks
+from quantstudio.engine.measure.text import Text, Windows, cut_windows
+from quantstudio.engine.reporter import Reporter
+
+LOGITS_BYTES = 192 << 20
+"""Budget for the bf16 logits of one model."""
+SCORING_BYTES = 32 << 20
+"""Budget for each float32 copy while they are scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per position of `windows`, each float32 `[windows, length - 1]`. With one model only `nll` means anything."""
+
+    windows: Windows
+    nll_original: NDArray[np.float32]
+    nll: NDArray[np.float32]
+    kl: NDArray[np.float32]
+    same: NDArray[np.float32]
+
+
+def measure_quality(
+    original: LoadedModel, quantized: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter
+) -> Quality:
+    """Compare two models that share a tokenizer. Raises RecipeError (text too short) and BadWeights (NaN scores)."""
+    windows = _windows(original, text, measure, seed, reporter)
+    scores = score(original.model, quantized.model, windows, reporter)
+    sums = _block_sums(scores)
+    intervals = quality_intervals(sums, seed)
+    return Quality(
+        tokens=int(windows.scored.sum()),
+        windows=len(windows.ids),
+        text=text.name,
+        original_perplexity=intervals.original_perplexity,
+        perplexity=intervals.perplexity,
+        perplexity_change=intervals.perplexity_change,
+        original_bits_per_byte=intervals.original_bits_per_byte,
+        bits_per_byte=intervals.bits_per_byte,
+        kl=intervals.kl,
+        top1=intervals.top1,
+    )
+
+
+def measure_text_fit(
+    loaded: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter
+) -> tuple[Interval, Interval]:
+    """Perplexity and bits per byte of one model by itself."""
+    windows = _windows(loaded, text, measure, seed, reporter)
+    intervals = quality_intervals(_block_sums(score(loaded.model, None, windows, reporter)), seed)
+    return intervals.perplexity, intervals.bits_per_byte
+
+
+@torch.inference_mode()
+def score(original: PreTrainedModel, quantized: PreTrainedModel | None, windows: Windows, reporter: Reporter) -> Scores:
+    """Score every position; without `quantized`, only the negative log likelihood of `original`."""
+    count, length = windows.ids.shape
+    parts: list[torch.Tensor] = []
+    batch = max(1, _positions(original) // length)
+    for start in range(0, count, batch):
+        reporter.progress(start, count, "windows")
+        ids = torch.from_numpy(windows.ids[start : start + batch]).to(original.device)
+        parts.append(_score_batch(original, quantized, ids, reporter))
+        _report_perplexity(parts, windows, reporter)
+    values = torch.cat(parts, dim=1).numpy()
+    if not np.isfinite(values).all():
+        raise BadWeights(
+            "The model's scores are not numbers.",
+            why="It computes NaN or infinity on ordinary text.",
+            hint="Its weights are damaged, or it overflows in bf16; try another copy of the model.",
+        )
+    nll_original, nll, kl, same = values
+    return Scores(windows, nll_original, nll if quantized is not None else nll_original, kl, same)
+
+
+def _score_batch(
+    original: PreTrainedModel, quantized: PreTrainedModel | None, ids: torch.Tensor, reporter: Reporter
+) -> torch.Tensor:
+    """`[4, windows, length - 1]` in float32 on the CPU: both negative log likelihoods, KL, agreement."""
+    pieces = []
+    first, second = _logits(original, ids), _logits(quantized, ids) if quantized is not None else None
+    position = 1
+    for logits in first:
+        reporter.check_cancel()
+        targets = ids[:, position : position + logits.shape[1]]
+        position += targets.shape[1]
+        width = targets.shape[1]  # the last position has no token to predict
+        other = next(second)[:, :width] if second is not None else None
+        pieces.append(_score_logits(logits[:, :width], other, targets))
+    return torch.cat(pieces, dim=2).cpu()
+
+
+def _score_logits(first: torch.Tensor, second: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    rows = max(1, SCORING_BYTES // (4 * first.shape[-1]))
+    out = torch.zeros(4, *targets.shape, device=first.device)
+    for window in range(targets.shape[0]):
+        for start in range(0, targets.shape[1], rows):
+            place = slice(start, start + rows)
+            target = targets[window, place].unsqueeze(-1)
+            log_first = first[window, place].float().log_softmax(-1)
+            out[0, window, place] = -log_first.gather(-1, target).squeeze(-1)
+            if second is None:
+                continue
+            log_second = second[window, place].float().log_softmax(-1)
+            out[1, window, place] = -log_second.gather(-1, target).squeeze(-1)
+            out[3, window, place] = (log_first.argmax(-1) == log_second.argmax(-1)).float()
+            out[2, window, place] = (log_first.exp() * log_second.neg_().add_(log_first)).sum(-1)
+    return out
+
+
+def _logits(model: PreTrainedModel, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits `[windows, piece, vocabulary]`, piece after piece along the windows."""
+    length = ids.shape[1]
+    piece = max(1, _positions(model) // ids.shape[0])
+    if piece >= length:
+        yield model(input_ids=ids, use_cache=False).logits
+        return
+    cache = DynamicCache(config=model.config)
+    for start in range(0, length, piece):
+        yield model(input_ids=ids[:, start : start + piece], past_key_values=cache, use_cache=True).logits
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """How many positions' logits fit the budget."""
+    return max(1, int(LOGITS_BYTES // (2 * model.config.get_text_config(decoder=True).vocab_size)))
+
+
+def _windows(loaded: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter) -> Windows:
+    context = int(getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", 0) or 0)
+    length = min(measure.window, context) if context else measure.window
+    if length < measure.window:
+        reporter.notice(f"The model reads at most {context} tokens: quality is measured in windows of {length}.")
+    return cut_windows(text, loaded.tokenizer, length, measure.quality_tokens, seed)
+
+
+def _block_sums(scores: Scores) -> BlockSums:
+    scored = scores.windows.scored
+    return BlockSums(
+        tokens=sum_blocks(scored),
+        nbytes=sum_blocks(scores.windows.nbytes * scored),
+        nll_original=sum_blocks(scores.nll_original * scored),
+        nll=sum_blocks(scores.nll * scored),
+        kl=sum_blocks(scores.kl * scored),
+        same=sum_blocks(scores.same * scored),
+    )
+
+
+def _report_perplexity(parts: list[torch.Tensor], windows: Windows, reporter: Reporter) -> None:
+    """The perplexities so far, for the live chart."""
+    done = sum(part.shape[1] for part in parts)
+    scored = torch.from_numpy(windows.scored[:done])
+    so_far = torch.cat(parts, dim=1)
+    for name, values in (("original_perplexity", so_far[0]), ("perplexity", so_far[1])):
+        mean = float(values[scored].double().mean())
+        if math.isfinite(mean) and 0 < mean < 700:
+            reporter.metric(name, math.exp(mean), step=done)

@@ -1,0 +1,38 @@
+"""What a measuring process is asked, and what it answers: plain data that travels as one line of JSON each way."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from quantstudio.core.recipe import MachineSection, MeasureSection
+from quantstudio.core.result import Interval, Performance, Quality
+
+QUALITY_PHASE = "quality"
+"""Id of the phase that the process announces when it turns from speed to quality."""
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MeasureSpec(_Plain):
+    """Measure the model in folder `model`: always speed and memory, then quality when asked.
+
+    `original`: a folder to compare with, or empty. `alone`: without an original, how well the model fits the text.
+    """
+
+    model: str
+    label: str
+    original: str = ""
+    alone: bool = False
+    measure: MeasureSection = MeasureSection()
+    machine: MachineSection = MachineSection()
+
+
+class Measured(_Plain):
+    """What came out; `quality` with an original, `perplexity` and `bits_per_byte` alone."""
+
+    performance: Performance
+    quality: Quality | None = None
+    perplexity: Interval | None = None
+    bits_per_byte: Interval | None = None

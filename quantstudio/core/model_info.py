@@ -15,7 +15,18 @@ from typing import Any
 
 from quantstudio.core.errors import ModelDamaged, ModelNotFound
 from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, read_header, read_json_object, weight_files
-from quantstudio.core.model_parts import TIED_BY_DEFAULT, TIED_HEAD, Part, TensorInfo, WeightSlot, part_of, slot_of
+from quantstudio.core.model_parts import (
+    PACKED,
+    QUANTIZED_COMPANIONS,
+    TIED_BY_DEFAULT,
+    TIED_HEAD,
+    Part,
+    TensorInfo,
+    WeightSlot,
+    is_position_table,
+    part_of,
+    slot_of,
+)
 from quantstudio.core.safety import require_safe
 
 __all__ = ["ModelInfo", "Part", "TensorInfo", "WeightSlot", "read_model_info"]
@@ -33,7 +44,7 @@ class ModelInfo:
     """Class name from config.json, such as "LlamaForCausalLM"; empty when it does not say."""
     model_type: str
     parameters: int
-    """Elements of all tensors; a tied matrix counts once. For a quantized model: stored elements."""
+    """Weights of all tensors; a tied matrix counts once, the scales of a quantized model do not."""
     dtype: str
     """The dtype of most bytes, as safetensors writes it ("BF16")."""
     nbytes: int
@@ -52,6 +63,11 @@ class ModelInfo:
     tensors: tuple[TensorInfo, ...]
     quantized: str
     """How the model was quantized already ("compressed-tensors", "gptq" …), or empty."""
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions are looked up in a table (GPT-2, OPT): such a model cannot go beyond its context at all."""
+        return any(is_position_table(tensor.name, tensor.shape) for tensor in self.tensors)
 
 
 def read_model_info(folder: Path) -> ModelInfo:
@@ -78,7 +94,7 @@ def read_model_info(folder: Path) -> ModelInfo:
         name=model_name(folder),
         architecture=_architecture(config),
         model_type=model_type,
-        parameters=sum(prod(tensor.shape) for tensor in tensors),
+        parameters=_parameters(config, tensors),
         dtype=_main_dtype(tensors),
         nbytes=sum(tensor.nbytes for tensor in tensors),
         tied=tied,
@@ -184,6 +200,24 @@ def _quantized(config: dict[str, Any], tensors: list[TensorInfo]) -> str:
     if any(tensor.dtype.startswith("F8_") for tensor in tensors):
         return "float8"
     return ""
+
+
+def _parameters(config: dict[str, Any], tensors: list[TensorInfo]) -> int:
+    """Number of weights; a packed int32 holds as many as its bits say."""
+    groups = _inner(_inner(config, "quantization_config"), "config_groups")
+    bits = (_number(_inner(_inner(groups, name), "weights"), "num_bits") for name in groups)
+    per_word = 32 // min((number for number in bits if 0 < number <= 8), default=4)
+    total = 0
+    for tensor in tensors:
+        leaf = tensor.name.rpartition(".")[2]
+        if leaf not in QUANTIZED_COMPANIONS:
+            total += prod(tensor.shape) * (per_word if leaf == PACKED else 1)
+    return total
+
+
+def _inner(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -82,12 +82,17 @@ TIED_BY_DEFAULT = frozenset({
 """Model types whose configuration class in transformers 5 ties head and embedding when config.json does not say."""
 
 
+QUANTIZED_COMPANIONS = frozenset({"weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale"})
+"""What compressed-tensors stores beside the codes of a weight, under the same module."""
+PACKED = "weight_packed"
+
+
 def part_of(name: str, shape: tuple[int, ...]) -> Part:
     """The part that the tensor called `name` belongs to."""
     module, _, leaf = name.rpartition(".")
     last = module.rpartition(".")[2]
-    if leaf not in ("weight", "") and len(shape) < 2:
-        return Part.REST
+    if leaf in QUANTIZED_COMPANIONS:
+        return part_of(f"{module}.weight", (1, 1))
     if last in _HEADS:
         return Part.HEAD if len(shape) == 2 else Part.REST
     if last in _EMBEDDINGS and len(shape) == 2 and not _INSIDE_LAYERS.search(name):
@@ -97,11 +102,17 @@ def part_of(name: str, shape: tuple[int, ...]) -> Part:
     return Part.LAYER
 
 
+def is_position_table(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether this is a learned table with a row for each position."""
+    return len(shape) == 2 and _POSITIONS.search(name) is not None
+
+
 def slot_of(tensor: TensorInfo, model_type: str) -> WeightSlot | None:
     """The weight matrix that a tensor is, or None where nobody would look for one (norms, biases, position tables)."""
-    if tensor.part is Part.REST:
+    module, _, leaf = tensor.name.rpartition(".")
+    if tensor.part is Part.REST or leaf in QUANTIZED_COMPANIONS:
         return None
-    module = tensor.name.removesuffix(".weight")
+    module = module if leaf in ("weight", PACKED) else tensor.name
     rows, columns = tensor.shape[-2:]
     why_not = _why_not(tensor, module, model_type)
     return WeightSlot(module, tensor.name, rows, columns, tensor.part, not why_not, why_not)
@@ -117,6 +128,8 @@ def _why_not(tensor: TensorInfo, module: str, model_type: str) -> str:
         return "not a linear layer"
     if inner and model_type in CONV1D_TYPES:
         return "Conv1D layer"
+    if tensor.name.endswith(PACKED):
+        return "already quantized"
     if not tensor.name.endswith(".weight"):
         return "not the weight of a linear layer"
     if tensor.dtype not in FLOAT_DTYPES:

@@ -166,6 +166,12 @@ def fitting_all(misfits: Iterable[Misfit]) -> list[int]:
     return fitting_group_sizes(gcd(*(misfit.slot.columns for misfit in misfits)), misfits[0].group_size)[:3]
 
 
+def unmatched_patterns(info: ModelInfo, recipe: Recipe) -> list[str]:
+    """Patterns of layers to keep that no layer's name matches, most likely mistyped."""
+    modules = [slot.module for slot in info.slots]
+    return [pattern for pattern in recipe.layers.keep if not any(fnmatchcase(module, pattern) for module in modules)]
+
+
 def misfit_sentences(misfits: Iterable[Misfit]) -> list[str]:
     """One sentence for each row length that does not fit, naming every layer and the sizes that would fit."""
     by_columns: dict[int, list[Misfit]] = {}
@@ -256,10 +262,8 @@ def _notices(
     if info.tied and not tied_output:
         yield _untied_notice(info, layers)
     yield from _kept_sentences([layer for layer in layers if not layer.slot.quantizable])
-    modules = [slot.module for slot in info.slots]
-    for pattern in recipe.layers.keep:
-        if not any(fnmatchcase(module, pattern) for module in modules):
-            yield f"No layer is called {pattern}; this pattern of layers to keep does nothing."
+    for pattern in unmatched_patterns(info, recipe):
+        yield f"No layer is called {pattern}; this pattern of layers to keep does nothing."
     if misfits and recipe.layers.on_misfit is not OnMisfit.REFUSE:
         yield from _misfit_notices(misfits, layers)
     if info.dtype in FLOAT_DTYPES - {"BF16"}:

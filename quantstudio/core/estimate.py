@@ -1,0 +1,254 @@
+"""What a run will cost on this machine, and what is wrong with it, before it starts. An estimate, not a measurement.
+
+Sizes come from the plan and are exact but for file headers. Memory is the bound that the quantize job keeps by design
+(a test of the engine holds it to that). Times are coarse: rates of one 2-core machine, scaled by cores, given as a
+range. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from quantstudio.core.errors import DiskProblem, ModelUnsupported, OutOfMemory, QuantStudioError, RecipeError
+from quantstudio.core.humanize import human_bytes
+from quantstudio.core.machine import Machine, read_machine
+from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.plan import QuantizationPlan, make_plan, misfit_sentences, unmatched_patterns
+from quantstudio.core.recipe import FileText, OnMisfit, Recipe
+
+__all__ = ["Estimate", "Level", "Machine", "Problem", "check_machine", "estimate", "read_machine"]
+
+BASE_MEMORY = 500_000_000
+"""Python with torch and transformers loaded and buffers in flight: 342 MB right after import (torch 2.13, CPU)."""
+COMPANION_BYTES = 64_000_000
+"""Room for tokenizer, card, log and messages beside the weights; the largest tokenizers have 35 MB."""
+HEADROOM = 0.05
+"""Share of the machine's memory that the system itself needs."""
+
+START_SECONDS = 5.0
+"""Import of torch and transformers in a fresh process, 3–6 s on the 2-core machine."""
+QUANTIZE_PER_WEIGHT = 30e-9
+"""Seconds: reading, rounding (6–16 ns measured on 2 cores), packing, writing and checksums."""
+DECODE_BYTES_PER_S = 10e9
+"""Per core, up to `MEMORY_CORES`; bf16 weights read once per token (49 GB/s peak on two threads, less in a loop)."""
+MEMORY_CORES = 8
+FLOPS_PER_CORE = 2e11
+"""bf16 matrix products on a core with AVX-512; without bf16 instructions several times less, hence the wide range."""
+SPREAD = (0.4, 4.0)
+"""The range around the middle estimate."""
+
+
+class Level(StrEnum):
+    """Whether a problem stops the run."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a recipe for this model on this machine, to be shown beside the field that causes it."""
+
+    field: str
+    text: str
+    level: Level
+    error: QuantStudioError | None = None
+    """What `Estimate.require` raises; None for a warning."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Costs of a run: bytes, and seconds as a middle value and a range."""
+
+    output_bytes: int
+    disk_bytes: int
+    """What has to be free on the disk of the runs."""
+    peak_memory_bytes: int
+    """The larger of the two below."""
+    quantize_memory_bytes: int
+    measure_memory_bytes: int
+    """0 when nothing is measured."""
+    seconds: float
+    seconds_range: tuple[float, float]
+    problems: tuple[Problem, ...]
+    plan: QuantizationPlan
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that stop the run."""
+        return tuple(problem for problem in self.problems if problem.level is Level.ERROR)
+
+    def require(self) -> None:
+        """Raise the first problem that stops the run.
+
+        LayerMisfit, ModelUnsupported, DiskProblem, OutOfMemory, or RecipeError.
+        """
+        for problem in self.errors:
+            if problem.error:
+                raise problem.error
+
+
+def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path) -> Estimate:
+    """Price a recipe for a model on a machine. Never raises; `problems` says what is wrong.
+
+    Memory of the quantize job: the output (written as it grows, so at most that), two of the largest matrices (one
+    read, one rounded) and the libraries. Memory of measuring quality: original and result in one process, and the scores of
+    a window for both in fp32, with as much again while they are compared.
+    """
+    plan = make_plan(info, recipe)
+    output = plan.sizes.total
+    quantize_memory = output + 2 * _largest_matrix(info) + BASE_MEMORY
+    measure_memory = _measure_memory(info, recipe, output) if recipe.measure.enabled else 0
+    disk = output + COMPANION_BYTES
+    seconds = _seconds(info, recipe, machine, output)
+    costs = Estimate(
+        output_bytes=output,
+        disk_bytes=disk,
+        peak_memory_bytes=max(quantize_memory, measure_memory),
+        quantize_memory_bytes=quantize_memory,
+        measure_memory_bytes=measure_memory,
+        seconds=seconds,
+        seconds_range=(seconds * SPREAD[0], seconds * SPREAD[1]),
+        problems=(),
+        plan=plan,
+    )
+    problems = [
+        *_model_problems(info, recipe, plan),
+        *_memory_problems(costs, machine),
+        *_disk_problems(costs, machine, runs_home),
+        *_measure_problems(info, recipe),
+        *_device_problems(recipe, machine),
+    ]
+    return replace(costs, problems=tuple(problems))
+
+
+def check_machine(info: ModelInfo, recipe: Recipe, runs_home: Path) -> Estimate:
+    """Look at this machine and raise what stands in the way of the recipe; the estimate when nothing does.
+
+    Raises LayerMisfit, ModelUnsupported, DiskProblem, OutOfMemory, RecipeError.
+    """
+    costs = estimate(info, recipe, read_machine(runs_home), runs_home)
+    costs.require()
+    return costs
+
+
+def _largest_matrix(info: ModelInfo) -> int:
+    return max((tensor.nbytes for tensor in info.tensors), default=0)
+
+
+def _measure_memory(info: ModelInfo, recipe: Recipe, output: int) -> int:
+    scores = 4 * recipe.measure.window * max(info.vocab_size, 1)
+    return _bf16_bytes(info) + output + 4 * scores + BASE_MEMORY
+
+
+def _bf16_bytes(info: ModelInfo) -> int:
+    return 2 * info.parameters
+
+
+def _seconds(info: ModelInfo, recipe: Recipe, machine: Machine, output: int) -> float:
+    """Quantizing; then three speed measurements (original, result, original) and quality of both."""
+    total = START_SECONDS + info.parameters * QUANTIZE_PER_WEIGHT
+    measure = recipe.measure
+    if not measure.enabled:
+        return total
+    cores = min(recipe.machine.threads or machine.cores, machine.cores)
+    bandwidth = DECODE_BYTES_PER_S * min(cores, MEMORY_CORES)
+    flops = FLOPS_PER_CORE * cores
+    prompt = 2 * info.parameters * measure.prompt_tokens / flops
+    repeats = measure.trials + 1  # one to warm up
+    for nbytes in (_bf16_bytes(info), output, _bf16_bytes(info)):
+        decode = measure.decode_tokens * nbytes / bandwidth
+        total += START_SECONDS + repeats * (prompt + decode)
+    return total + START_SECONDS + 2 * measure.quality_tokens * 2 * info.parameters / flops
+
+
+def _model_problems(info: ModelInfo, recipe: Recipe, plan: QuantizationPlan) -> Iterator[Problem]:
+    try:
+        plan.require()
+    except QuantStudioError as error:
+        text = f"{error.what} {error.why}".strip() if isinstance(error, ModelUnsupported) else str(error)
+        yield Problem(error.field, text, Level.ERROR, error)
+    if plan.misfits and recipe.layers.on_misfit is not OnMisfit.REFUSE:
+        sentences = " ".join(misfit_sentences(plan.misfits))
+        done = {OnMisfit.KEEP: "They stay in bf16.", OnMisfit.SMALLER: "They get smaller groups."}
+        text = f"The group size does not divide some layers. {sentences} {done[recipe.layers.on_misfit]}"
+        yield Problem("scheme.group_size", text, Level.WARNING)
+    for pattern in unmatched_patterns(info, recipe):
+        yield Problem("layers.keep", f"No layer of this model is called {pattern}.", Level.WARNING)
+
+
+def _memory_problems(costs: Estimate, machine: Machine) -> Iterator[Problem]:
+    usable = int(machine.memory * (1 - HEADROOM))
+    quantize, measure = costs.quantize_memory_bytes, costs.measure_memory_bytes
+    if quantize > usable:
+        text = f"Quantizing this model needs about {human_bytes(quantize)} of memory; this machine has "
+        hint = "Pick a smaller model, fewer bits, or a machine with more memory."
+        yield _error("model.id", f"{text}{human_bytes(machine.memory)}.", hint, OutOfMemory)
+    elif measure > usable:
+        text = f"Measuring this model needs about {human_bytes(measure)} of memory; this machine has "
+        hint = "Turn off 'Measure afterwards', or use a machine with more memory."
+        yield _error("model.id", f"{text}{human_bytes(machine.memory)}.", hint, OutOfMemory)
+    elif costs.peak_memory_bytes > machine.available_memory:
+        text = (
+            f"This run needs about {human_bytes(costs.peak_memory_bytes)} of memory; "
+            f"{human_bytes(machine.available_memory)} are free just now. Close other programs first."
+        )
+        yield Problem("model.id", text, Level.WARNING)
+
+
+def _disk_problems(costs: Estimate, machine: Machine, runs_home: Path) -> Iterator[Problem]:
+    if costs.disk_bytes > machine.free_disk:
+        text = (
+            f"The result needs {human_bytes(costs.disk_bytes)} on the disk of {runs_home}; "
+            f"{human_bytes(machine.free_disk)} are free."
+        )
+        yield _error("output.name", text, "Free some space, or choose a folder for runs on another disk.", DiskProblem)
+
+
+def _measure_problems(info: ModelInfo, recipe: Recipe) -> Iterator[Problem]:
+    measure = recipe.measure
+    if not measure.enabled:
+        return
+    if isinstance(measure.text, FileText):
+        yield from _text_problems(measure.text.path)
+    context = info.context_length
+    if not context:
+        return
+    lengths = {
+        "measure.prompt_tokens": ("Prompt and answer", measure.prompt_tokens + measure.decode_tokens),
+        "measure.window": ("The window", measure.window),
+    }
+    for field, (what, tokens) in lengths.items():
+        if tokens > context:
+            text = f"{what} of {tokens:,} tokens are longer than the {context:,} that the model was made for."
+            if info.has_position_table:
+                yield _error(field, text, f"Use at most {context:,} tokens together.", RecipeError)
+            else:
+                yield Problem(field, f"{text} What is measured there says little.", Level.WARNING)
+
+
+def _text_problems(text_file: str) -> Iterator[Problem]:
+    path = Path(text_file).expanduser()
+    hint = "Choose a text file, or the built-in text."
+    if not text_file:
+        yield _error("measure.text.path", "No text file is chosen.", hint, RecipeError)
+    elif not path.is_file():
+        yield _error("measure.text.path", f"There is no file {path}.", hint, RecipeError)
+    elif path.stat().st_size == 0:
+        yield _error("measure.text.path", f"The file {path} is empty.", hint, RecipeError)
+
+
+def _device_problems(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
+    if recipe.machine.device == "cuda" and not machine.gpu:
+        hint = "Choose 'auto' or 'cpu'."
+        yield _error("machine.device", "No NVIDIA GPU was found on this machine.", hint, RecipeError)
+    if recipe.machine.threads > machine.cores:
+        text = f"This machine has {machine.cores} physical cores; more threads than that make it slower."
+        yield Problem("machine.threads", text, Level.WARNING)
+
+
+def _error(field: str, text: str, hint: str, kind: type[QuantStudioError]) -> Problem:
+    return Problem(field, f"{text} {hint}", Level.ERROR, kind(text, hint=hint, field=field))

@@ -1,0 +1,74 @@
+"""What this machine has: cores, memory, disk, GPU. Without torch; the GPU is asked through its own tool."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from quantstudio.core.errors import DiskProblem
+
+GPU_QUERY_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Sizes are bytes; `available_memory` and `free_disk` are of the moment of asking."""
+
+    cores: int
+    memory: int
+    available_memory: int
+    free_disk: int
+    """Free bytes on the disk that holds the folder asked about."""
+    gpu: str = ""
+    gpu_memory: int = 0
+
+
+def read_machine(folder: Path) -> Machine:
+    """Look at this machine, and at the disk on which `folder` lies or will be made."""
+    memory = psutil.virtual_memory()
+    gpu, gpu_memory = _gpu()
+    return Machine(
+        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        memory=memory.total,
+        available_memory=memory.available,
+        free_disk=free_disk(folder),
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+    )
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes for this user on the disk of `folder`, which need not exist yet. Raises DiskProblem."""
+    folder = Path(folder).absolute()
+    here = next((place for place in (folder, *folder.parents) if place.exists()), Path(folder.anchor))
+    try:
+        return shutil.disk_usage(here).free
+    except OSError as error:
+        raise DiskProblem(
+            f"The disk of {folder} cannot be looked at.",
+            why=f"{error.strerror}.",
+            hint="Choose another output folder.",
+        ) from error
+
+
+@cache
+def _gpu() -> tuple[str, int]:
+    """Name and memory of the first NVIDIA GPU; ("", 0) without one. Asked once: hardware does not change."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "", 0
+    command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS, check=True, stdin=subprocess.DEVNULL
+        )
+        name, _, mebibytes = done.stdout.strip().rpartition(",")
+        return name.strip(), int(mebibytes) << 20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return "", 0  # a driver that does not answer is as good as none here; the engine asks torch itself

@@ -131,3 +131,14 @@ class RunResult(_Plain):
     verdict: tuple[str, ...] = ()
     """Sentences for a person: faster or slower, smaller, closer or further, and whether the machine drifted."""
     environment: Environment
+
+
+class Measurement(_Plain):
+    """What measuring one model by itself found out."""
+
+    version: int = RESULT_VERSION
+    model_name: str
+    performance: Performance
+    perplexity: Interval
+    bits_per_byte: Interval
+    environment: Environment

@@ -1,0 +1,138 @@
+"""A run's measurements in sentences: what was gained, what was lost, and how far the numbers can be trusted.
+
+A difference is claimed only when the quartiles of the timings, or the 95 % interval of the quality, stay apart.
+When the quantized model is not faster on this machine, that is the sentence.
+"""
+
+from __future__ import annotations
+
+from quantstudio.core.comparison import baseline
+from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
+from quantstudio.core.result import Interval, Performance, Quality, RunResult, Spread
+
+DRIFT = 0.05
+"""From this relative difference between the first and the last measurement of the original, it is mentioned."""
+_SAME = 0.03
+"""Medians closer than this are called the same even when their quartiles stay apart."""
+
+
+def verdict(result: RunResult) -> tuple[str, ...]:
+    """Sentences for a person, the most important first. Needs nothing but the measurements in `result`."""
+    sentences = [_size(result)]
+    original, quantized = baseline(result), result.quantized
+    if original and quantized:
+        sentences += [_decode(original, quantized), _prompt(original, quantized), _memory(original, quantized)]
+    if result.quality:
+        sentences += _quality(result.quality)
+    if result.original_first and result.original_last:
+        sentences += _drift(result.original_first, result.original_last)
+    if not quantized:
+        sentences.append("Speed, memory and quality were not measured.")
+    return tuple(sentences)
+
+
+def summary(result: RunResult) -> str:
+    """One line for a list of runs: `3.9× smaller, 2.1× as fast, perplexity +5.3 %`."""
+    made = result.quantization
+    parts = [f"{made.original_sizes.total / max(1, made.sizes.total):.1f}× smaller"]
+    original = baseline(result)
+    if original and result.quantized:
+        parts.append(f"{_ratio(result.quantized.decode_tps, original.decode_tps):.2g}× as fast")
+    if result.quality:
+        parts.append(f"perplexity {result.quality.perplexity_change.value * 100:+.2g} %".replace("-", "−"))
+    return ", ".join(parts)
+
+
+def _size(result: RunResult) -> str:
+    made = result.quantization
+    before, after = made.original_sizes.total, made.sizes.total
+    sizes = f"{human_bytes(before)} → {human_bytes(after)}"
+    if after >= before:
+        return f"Not smaller: {sizes}."
+    return f"{before / max(1, after):.1f} times smaller: {sizes}."
+
+
+def _decode(original: Performance, quantized: Performance) -> str:
+    before, after = original.decode_tps, quantized.decode_tps
+    rates = f"{human_rate(before.median)} → {human_rate(after.median)}"
+    ratio = _ratio(after, before)
+    if _same(before, after):
+        return f"Not faster on this machine: writes text as fast as the original ({rates}, within the spread)."
+    if ratio < 1:
+        return f"Not faster on this machine: writes text at {_share(ratio)} of the original's speed ({rates})."
+    return f"Writes text {_times(ratio)} as fast as the original ({rates})."
+
+
+def _prompt(original: Performance, quantized: Performance) -> str:
+    before, after = original.ttft_s, quantized.ttft_s
+    prompt = f"a prompt of {plural(quantized.prompt_tokens, 'token')}"
+    times = f"{human_seconds(before.median)} → {human_seconds(after.median)}"
+    ratio = _ratio(before, after)
+    if _same(before, after):
+        return f"Reads {prompt} as fast as the original (first token {times}, within the spread)."
+    if ratio < 1:
+        return f"Not faster at reading {prompt}: {_share(ratio)} of the original's speed (first token {times})."
+    return f"Reads {prompt} {_times(ratio)} as fast (first token {times})."
+
+
+def _memory(original: Performance, quantized: Performance) -> str:
+    on_gpu = bool(original.peak_cuda and quantized.peak_cuda)
+    before, after = (original.peak_cuda, quantized.peak_cuda) if on_gpu else (original.peak_rss, quantized.peak_rss)
+    what = "GPU memory" if on_gpu else "memory"
+    sizes = f"{human_bytes(before)} → {human_bytes(after)} at its peak"
+    change = after / max(1, before) - 1
+    if abs(change) < _SAME:
+        return f"Needs about the same {what} to run ({sizes})."
+    return f"Needs {abs(change) * 100:.0f} % {'less' if change < 0 else 'more'} {what} to run ({sizes})."
+
+
+def _quality(quality: Quality) -> list[str]:
+    change = quality.perplexity_change
+    values = f"{quality.original_perplexity.value:.2f} → {quality.perplexity.value:.2f}"
+    if change.low <= 0 <= change.high:
+        first = f"Quality: no measurable loss; perplexity {values}, a change within noise ({_range(change)})."
+    else:
+        direction = "higher" if change.value > 0 else "lower"
+        percent = f"{abs(change.value) * 100:.{_digits(change)}f} %"
+        first = f"Quality: perplexity {percent} {direction} ({_range(change)} with 95 % confidence; {values})."
+    same = f"{quality.top1.value * 100:.1f} %"
+    return [first, f"Agrees with the original on the likeliest next token {same} of the time."]
+
+
+def _drift(first: Performance, last: Performance) -> list[str]:
+    """Whether the original ran at another speed after the quantized model than before it."""
+    changes = [_ratio(last.decode_tps, first.decode_tps) - 1, _ratio(first.ttft_s, last.ttft_s) - 1]
+    largest = max(changes, key=abs)
+    if abs(largest) <= DRIFT:
+        return []
+    return [
+        f"The machine changed speed by {abs(largest) * 100:.0f} % during the measurement; "
+        "times are uncertain by that much. For better numbers, close other programs and run again."
+    ]
+
+
+def _same(first: Spread, second: Spread) -> bool:
+    overlap = first.low <= second.high and second.low <= first.high
+    return overlap or abs(_ratio(first, second) - 1) < _SAME
+
+
+def _ratio(first: Spread, second: Spread) -> float:
+    return first.median / second.median if second.median else 1.0
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} times" if ratio < 2 else f"{ratio:.1f} times"
+
+
+def _share(ratio: float) -> str:
+    return f"{ratio * 100:.0f} %"
+
+
+def _digits(change: Interval) -> int:
+    """Decimals of a percentage, so that small changes do not all read as 0.0."""
+    return 1 if abs(change.value) >= 0.01 else 2
+
+
+def _range(change: Interval) -> str:
+    digits = _digits(change)
+    return f"{change.low * 100:.{digits}f} to {change.high * 100:.{digits}f} %".replace("-", "−")

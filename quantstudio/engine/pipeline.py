@@ -1,0 +1,221 @@
+"""A recipe carried out: check, quantize, measure, publish.
+
+Everything that can be refused is refused before a byte of the model is written. The model grows in `model.partial`
+and becomes `model` in one step at the end, with its measurements on its card, so no reader ever meets half of one.
+When measuring fails, the quantized model is still whole: it is published, and the error says where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantstudio import __version__
+from quantstudio.core import run_store
+from quantstudio.core.disk import partial_of, publish_folder, remove_tree, write_atomically
+from quantstudio.core.errors import Cancelled, QuantStudioError
+from quantstudio.core.estimate import check_machine
+from quantstudio.core.jobs import MeasureJob
+from quantstudio.core.library import resolve_model
+from quantstudio.core.model_info import ModelInfo, read_model_info
+from quantstudio.core.plan import QuantizationPlan
+from quantstudio.core.recipe import ModelSection, Recipe
+from quantstudio.core.result import Measurement, Performance, Quality, Quantization, RunResult
+from quantstudio.core.safety import require_safe
+from quantstudio.core.verdict import verdict
+from quantstudio.engine import failures
+from quantstudio.engine.measure.environment import read_environment
+from quantstudio.engine.measure.isolated import measure_isolated
+from quantstudio.engine.measure.spec import MeasureSpec
+from quantstudio.engine.measure.text import read_text
+from quantstudio.engine.reporter import Reporter
+
+ORIGINAL_LABEL = "Original"
+_PHASES = {
+    "check": "Checking model and machine",
+    "quantize": "Quantizing",
+    "measure_original": "Measuring the original",
+    "measure_quantized": "Measuring the quantized model",
+    "quality": "Comparing quality",
+    "measure_original_again": "Measuring the original again",
+    "save": "Saving",
+}
+_UNMEASURED = ("check", "quantize", "save")
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    original_first: Performance
+    quantized: Performance
+    original_last: Performance
+    quality: Quality | None
+
+
+def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResult:
+    """Carry out a recipe in an existing folder: writes `model/`, `result.json` and `environment.json`.
+
+    On any error nothing of the model stays, unless only the measuring failed. The caller holds the folder's `RunLock`
+    (`conduct` does). Raises the named errors of `core.errors`, `Cancelled`, and OSError when the disk fails.
+    """
+    enter = _Phases(reporter, tuple(_PHASES) if recipe.measure.enabled else _UNMEASURED)
+    enter("check")
+    info, plan = _check(recipe, run_folder, reporter)
+    environment = read_environment(run_folder)
+    write_atomically(run_folder / run_store.ENVIRONMENT, environment.model_dump_json(indent=1) + "\n")
+    model = run_folder / run_store.MODEL
+    with _partial(model) as partial:
+        enter("quantize")
+        quantization = _quantize(info, plan, recipe, partial, reporter)
+        result = RunResult(
+            run_id=run_folder.name,
+            name=run_store.run_title(recipe),
+            model_name=info.name,
+            recipe=recipe,
+            quantization=quantization,
+            environment=environment,
+        )
+        if recipe.measure.enabled:
+            with _kept_when_measuring_fails(result, info, model, reporter):
+                comparison = _compare(recipe, info.path, partial, quantization.label, enter, reporter)
+            result = _with_comparison(result, comparison)
+        result = result.model_copy(update={"verdict": verdict(result)})
+        enter("save")
+        _publish(result, info, model)
+    write_atomically(run_folder / run_store.RESULT, result.model_dump_json(indent=1) + "\n")
+    reporter.artifact("model", str(model))
+    return result
+
+
+def measure_only(job: MeasureJob, reporter: Reporter) -> Measurement:
+    """Measure one model by itself in a fresh process. Raises as `run_recipe`."""
+    enter = _Phases(reporter, ("check", "measure", "quality"), {"measure": "Measuring", "quality": "Measuring quality"})
+    enter("check")
+    folder = resolve_model(ModelSection(id=job.model))
+    require_safe(folder)
+    info = read_model_info(folder)
+    read_text(job.measure.text, job.measure.quality_tokens)
+    label = info.quantized or ORIGINAL_LABEL
+    spec = MeasureSpec(model=str(folder), label=label, alone=True, measure=job.measure, machine=job.machine)
+    enter("measure")
+    measured = measure_isolated(spec, reporter, lambda: enter("quality"))
+    if measured.perplexity is None or measured.bits_per_byte is None:
+        raise QuantStudioError("The measuring process left out the quality.", hint="Please report this.")
+    return Measurement(
+        model_name=info.name,
+        performance=measured.performance,
+        perplexity=measured.perplexity,
+        bits_per_byte=measured.bits_per_byte,
+        environment=read_environment(folder),
+    )
+
+
+class _Phases:
+    """Announces phases by id, with their place among those planned."""
+
+    def __init__(self, reporter: Reporter, ids: tuple[str, ...], titles: dict[str, str] | None = None) -> None:
+        self._reporter = reporter
+        self._ids = ids
+        self._titles = _PHASES | (titles or {})
+
+    def __call__(self, id: str) -> None:
+        self._reporter.phase(id, self._titles[id], self._ids.index(id), len(self._ids))
+
+
+def _check(recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[ModelInfo, QuantizationPlan]:
+    """Everything that can be known to fail, before anything is written."""
+    source = resolve_model(recipe.model)
+    require_safe(source)
+    info = read_model_info(source)
+    estimate = check_machine(info, recipe, run_folder)
+    estimate.plan.require()
+    if recipe.measure.enabled:
+        read_text(recipe.measure.text, recipe.measure.quality_tokens)
+    for notice in (*estimate.plan.notices, *(p.text for p in estimate.problems if p.level == "warning")):
+        reporter.notice(notice)
+    return info, estimate.plan
+
+
+def _quantize(
+    info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, partial: Path, reporter: Reporter
+) -> Quantization:
+    import torch
+
+    from quantstudio.engine.measure.environment import thread_count
+    from quantstudio.engine.quantize import quantize_model
+
+    torch.set_num_threads(thread_count(recipe.machine))
+    return quantize_model(info, plan, recipe, partial, reporter)
+
+
+def _compare(
+    recipe: Recipe, original: Path, quantized: Path, label: str, enter: _Phases, reporter: Reporter
+) -> _Comparison:
+    """Original, quantized with the quality of both, and the original again, each in a fresh process."""
+
+    def spec(model: Path, label: str, against: str = "") -> MeasureSpec:
+        return MeasureSpec(
+            model=str(model), label=label, original=against, measure=recipe.measure, machine=recipe.machine
+        )
+
+    def no_quality() -> None:
+        raise AssertionError("this process was not asked for quality")
+
+    enter("measure_original")
+    first = measure_isolated(spec(original, ORIGINAL_LABEL), reporter, no_quality)
+    enter("measure_quantized")
+    second = measure_isolated(spec(quantized, label, str(original)), reporter, lambda: enter("quality"))
+    enter("measure_original_again")
+    last = measure_isolated(spec(original, ORIGINAL_LABEL), reporter, no_quality)
+    return _Comparison(first.performance, second.performance, last.performance, second.quality)
+
+
+def _with_comparison(result: RunResult, comparison: _Comparison) -> RunResult:
+    return result.model_copy(
+        update={
+            "original_first": comparison.original_first,
+            "quantized": comparison.quantized,
+            "original_last": comparison.original_last,
+            "quality": comparison.quality,
+        }
+    )
+
+
+@contextmanager
+def _partial(model: Path) -> Iterator[Path]:
+    """An empty folder to write the model in; gone afterwards unless it has been published."""
+    partial = partial_of(model)
+    remove_tree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        remove_tree(partial)
+
+
+@contextmanager
+def _kept_when_measuring_fails(result: RunResult, info: ModelInfo, model: Path, reporter: Reporter) -> Iterator[None]:
+    """Publish the model without numbers when they cannot be had; the error then says so. Not when cancelled."""
+    try:
+        yield
+    except Cancelled:
+        raise
+    except Exception as error:
+        _publish(result, info, model)
+        reporter.artifact("model", str(model))
+        saved = f"The quantized model is whole and saved in {model}; only its numbers are missing."
+        if (known := failures.translate(error, result.recipe)) is None:
+            reporter.notice(saved)
+            raise
+        known.hint = f"{known.hint} {saved}".strip()
+        raise known from error
+
+
+def _publish(result: RunResult, info: ModelInfo, model: Path) -> None:
+    from quantstudio.engine.model_card import write_model_card
+
+    partial = partial_of(model)
+    write_model_card(partial, result, info)
+    about = {"source": info.name, "scheme": result.quantization.label, "quantstudio": __version__}
+    publish_folder(partial, model, about)

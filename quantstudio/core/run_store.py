@@ -214,22 +214,24 @@ def delete_run(folder: Path) -> None:
         raise disk_problem(error) or _no_folder(folder, error) from error
 
 
-def settle(folder: Path, error: protocol.Error | None = None) -> None:
-    """Close a run whose process is gone: record the error, remove half-written files. Nothing if it ended by itself.
+def settle(folder: Path, ending: protocol.Error | protocol.CancelledMessage | None = None) -> None:
+    """Close a run whose process is gone: record its end, remove half-written files. Nothing if it ended by itself.
 
-    `error` is what the parent of the process learned (a signal, the last memory figure). Raises RunBusy, OSError.
+    `ending` is what the parent of the process knows (a signal, the last memory figure, that the person cancelled it);
+    without it a run that waits is left waiting. Raises RunBusy, OSError.
     """
     with RunLock(folder):
         header = _parse_header(folder)
         remove_tree(partial_of(folder / MODEL))
         for leftover in folder.glob(f".*{PARTIAL_SUFFIX}"):
             leftover.unlink(missing_ok=True)
-        if header.damaged or header.status.final or header.status is Status.WAITING:
+        if header.damaged or header.status.final or (header.status is Status.WAITING and ending is None):
             return
-        error = error or protocol.Error(t=time.time(), kind=WorkerLost.kind, what=LOST, hint=LOST_HINT)
-        append_line(folder / EVENTS, protocol.encode(error))
-        finished = error.t or time.time()
-        update = {"status": Status.FAILED, "finished": finished, "summary": error.what, "error_kind": error.kind}
+        ending = ending or protocol.Error(t=time.time(), kind=WorkerLost.kind, what=LOST, hint=LOST_HINT)
+        append_line(folder / EVENTS, protocol.encode(ending))
+        update: dict[str, object] = {"status": Status.CANCELLED, "finished": ending.t or time.time()}
+        if isinstance(ending, protocol.Error):
+            update |= {"status": Status.FAILED, "summary": ending.what, "error_kind": ending.kind}
         write_header(folder, header.model_copy(update=update))
 
 

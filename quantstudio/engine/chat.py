@@ -131,7 +131,8 @@ class Chat:
         ids = ids_from(0)
         if len(ids) <= room or turn.stop.is_set():
             return [] if turn.stop.is_set() else ids
-        first = bisect_left(starts, True, key=lambda start: len(ids_from(start)) <= room)
+        # Later starts give shorter prompts: the first that is no longer than the room.
+        first = bisect_left(starts, -room, key=lambda start: -len(ids_from(start)))
         if first == len(starts):
             raise self._too_long(len(ids_from(starts[-1])), room)
         self._reporter.notice(

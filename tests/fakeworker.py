@@ -1,0 +1,253 @@
+"""A worker that misbehaves on request: a real process with the real protocol, or not quite.
+
+Usage: python fakeworker.py WAY [ARGUMENT]. It needs nothing but the standard library, so that it starts quickly and
+can disagree with the program about the protocol.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+WAYS = {}
+
+
+def way(function):
+    WAYS[function.__name__] = function
+    return function
+
+
+def say(type, **fields):
+    os.write(1, json.dumps({"type": type, "t": time.time(), **fields}).encode() + b"\n")
+
+
+def hello(protocol=1):
+    say("hello", protocol=protocol, version="0", pid=os.getpid())
+
+
+def wait_for(*commands):
+    """Read commands until one of these comes; the end of stdin ends the process."""
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["cmd"] in commands:
+            return command
+    os._exit(0)
+
+
+def begin():
+    hello()
+    return wait_for("start")
+
+
+@way
+def good(argument):
+    job = begin()
+    say("phase", id="a", title="A", index=0, total=1)
+    say("progress", done=1, total=1)
+    say("result", data={"kind": job["kind"], "argument": argument})
+
+
+@way
+def fail(argument):
+    begin()
+    say("error", kind="disk", what="The disk is full.")
+
+
+@way
+def slow(argument):
+    """Works for so many seconds; cancels when asked."""
+    begin()
+    say("phase", id="a", title="A", index=0, total=1)
+    os.set_blocking(0, False)
+    end = time.monotonic() + float(argument)
+    while time.monotonic() < end:
+        if b'"cancel"' in (os.read(0, 4096) if _readable() else b""):
+            say("cancelled")
+            return
+        time.sleep(0.02)
+    say("result", data={})
+
+
+def _readable():
+    import select
+
+    return bool(select.select([0], [], [], 0)[0])
+
+
+@way
+def flood(argument):
+    """So many messages in all, at 20,000 a second, as an engine in a tight loop would make them."""
+    begin()
+    say("phase", id="a", title="A", index=0, total=1)
+    total, sent, started = int(argument), 0, time.monotonic()
+    while sent < total:
+        due = min(total, int((time.monotonic() - started) * 20_000) + 1)
+        lines = []
+        for number in range(sent, due):
+            if number % 4 == 0:
+                lines.append({"type": "log", "level": "info", "text": f"line {number}"})
+            elif number % 4 == 1:
+                lines.append({"type": "metric", "name": "loss", "value": 1 / (number + 1), "step": number})
+            else:
+                lines.append({"type": "progress", "done": number, "total": total, "unit": "steps", "eta_s": 1.5})
+        sent = due
+        write(b"".join(json.dumps({"t": 1.0, **line}).encode() + b"\n" for line in lines))
+        time.sleep(0.001)
+    say("result", data={"sent": total})
+
+
+def write(data):
+    while data:
+        data = data[os.write(1, data) :]
+
+
+@way
+def no_hello(argument):
+    wait_for("never")
+
+
+@way
+def other_first(argument):
+    say("phase", id="a", title="A", index=0, total=1)
+    wait_for("never")
+
+
+@way
+def other_version(argument):
+    hello(protocol=999)
+    wait_for("never")
+
+
+@way
+def killed(argument):
+    begin()
+    say("memory", rss=3_200_000_000, available=100_000_000)
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@way
+def crash(argument):
+    begin()
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@way
+def silent_exit(argument):
+    begin()
+
+
+@way
+def python_error(argument):
+    begin()
+    raise RuntimeError("the sky fell")
+
+
+@way
+def two_ends(argument):
+    begin()
+    say("result", data={"first": True})
+    say("error", kind="internal", what="late")
+    say("cancelled")
+
+
+@way
+def garbage(argument):
+    begin()
+    for line in (b"hello there\n", b"\xff\xfe\x00\n", b"[1,2]\n", b'{"type":["x"]}\n', b'{"type":"phase"}\n', b"\n"):
+        os.write(1, line)
+    os.write(1, b'{"type":"progress","done":"many","total":{}}\n')
+    os.write(1, b"[" * 100_000 + b"\n")
+    say("from_the_future", wonder=1)
+    say("notice", level="info", text="still here", another_key=1)
+    say("result", data={})
+
+
+@way
+def half_line(argument):
+    begin()
+    os.write(1, b'{"type":"notice","level":"info","text":"cut in ')
+    time.sleep(0.1)
+    os.write(1, b'two","t":1}\n{"type":"result","data":{}')
+
+
+@way
+def huge_line(argument):
+    """A line far beyond the limit, then a good one."""
+    begin()
+    write(b'{"type":"log","level":"info","text":"' + b"x" * (20 << 20) + b'"}\n')
+    say("notice", level="info", text="after")
+    say("result", data={})
+
+
+@way
+def stubborn(argument):
+    """Ignores `cancel` and SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    begin()
+    say("phase", id="a", title="A", index=0, total=1)
+    time.sleep(600)
+
+
+@way
+def deaf(argument):
+    """Ignores `cancel`, but not SIGTERM."""
+    begin()
+    say("phase", id="a", title="A", index=0, total=1)
+    time.sleep(600)
+
+
+@way
+def lingers(argument):
+    """Has ended its job, but not itself."""
+    begin()
+    say("result", data={})
+    time.sleep(600)
+
+
+@way
+def orphans(argument):
+    """Leaves a child and a grandchild behind when it ends."""
+    begin()
+    code = "import subprocess,sys,time; p=subprocess.Popen(['sleep','600']); print(p.pid, flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    grandchild = int(child.stdout.readline())
+    say("result", data={"pids": [os.getpid(), child.pid, grandchild]})
+
+
+@way
+def noisy(argument):
+    begin()
+    sys.stderr.write("a warning from a library\n" * 20_000)
+    say("result", data={})
+
+
+@way
+def chat(argument):
+    """Answers each request with the words of its last message, slowly; `stop` ends an answer."""
+    begin()
+    say("phase", id="load", title="Loading", index=0, total=2)
+    say("phase", id="chat", title="Ready", index=1, total=2)
+    turn = 0
+    while True:
+        command = wait_for("generate", "cancel")
+        if command["cmd"] == "cancel":
+            say("cancelled")
+            return
+        words = command["messages"][-1]["content"].split()
+        if words == ["die"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        reason = "end"
+        for word in words:
+            say("tokens", text=word + " ", turn=turn)
+        if words == ["forever"]:
+            wait_for("stop")
+            reason = "stopped"
+        say("answer", turn=turn, reason=reason, prompt_tokens=3, tokens=len(words), ttft_s=0.1, tokens_per_s=9.0)
+        turn += 1
+
+
+if __name__ == "__main__":
+    WAYS[sys.argv[1]](sys.argv[2] if len(sys.argv) > 2 else "")

@@ -17,6 +17,7 @@ from PySide6.QtCore import QObject, Signal
 if TYPE_CHECKING:
     from quantstudio.client.library_scan import LibraryScan
     from quantstudio.client.run_queue import RunQueue
+    from quantstudio.core.recipe import Recipe
     from quantstudio.core.settings import Settings
     from quantstudio.gui.theme import Tokens
 
@@ -30,11 +31,14 @@ class AppContext(QObject):
 
     models_wanted = Signal()
     quantize_wanted = Signal(str)
+    recipe_wanted = Signal(object)
     run_wanted = Signal(str)
     compare_wanted = Signal(list)
     chat_wanted = Signal(str)
     settings_changed = Signal()
     theme_changed = Signal()
+    closing = Signal()
+    """The window is about to go: end what would hold it up, such as a chat."""
 
     def __init__(self, settings: Settings, queue: RunQueue, library: LibraryScan, tokens: Tokens) -> None:
         super().__init__()
@@ -50,6 +54,10 @@ class AppContext(QObject):
     def open_quantize(self, model: str = "") -> None:
         """Show the Quantize page, with `model` (a folder or 'starter') picked unless it is empty."""
         self.quantize_wanted.emit(str(model))
+
+    def open_recipe(self, recipe: Recipe) -> None:
+        """Show the Quantize page with this recipe in its form."""
+        self.recipe_wanted.emit(recipe)
 
     def open_run(self, run_id: str = "") -> None:
         """Show a run, live or from history; the latest when `run_id` is empty."""

@@ -95,8 +95,8 @@ def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path)
     """Price a recipe for a model on a machine. Never raises; `problems` says what is wrong.
 
     Memory of the quantize job: the output (written as it grows, so at most that), two of the largest matrices (one
-    read, one rounded) and the libraries. Memory of measuring quality: original and result in one process, and the scores of
-    a window for both in fp32, with as much again while they are compared.
+    read, one rounded) and the libraries. Memory of measuring quality: original and result in one process, and the
+    scores of a window for both in fp32, with as much again while they are compared.
     """
     plan = make_plan(info, recipe)
     output = plan.sizes.total

@@ -1,8 +1,8 @@
 """Which models are on this machine, and which folder a recipe's model id means. No network, no torch, no hub client.
 
-The Hugging Face cache is read by its layout (models--owner--name with refs and snapshots): importing
-its client takes 0.3 s. Only absolute snapshot paths are handed on, because a folder `owner/name` in the current
-directory would shadow the model that was meant.
+The Hugging Face cache is read by its layout (models--owner--name with refs and snapshots), because importing its client
+takes 0.3 s. Only absolute snapshot paths are handed on: a folder `owner/name` in the current directory would shadow the
+model that was meant.
 """
 
 from __future__ import annotations

@@ -93,6 +93,8 @@ def part_of(name: str, shape: tuple[int, ...]) -> Part:
     last = module.rpartition(".")[2]
     if leaf in QUANTIZED_COMPANIONS:
         return part_of(f"{module}.weight", (1, 1))
+    if leaf in ("bias", "masked_bias"):  # old checkpoints also call their square attention masks so
+        return Part.REST
     if last in _HEADS:
         return Part.HEAD if len(shape) == 2 else Part.REST
     if last in _EMBEDDINGS and len(shape) == 2 and not _INSIDE_LAYERS.search(name):

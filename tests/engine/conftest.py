@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -16,9 +18,12 @@ from transformers import (
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
+
+from quantstudio.core.paths import resources
 
 _SIZE = {
     "vocab_size": 320,
@@ -73,3 +78,35 @@ def _build(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
             if parameter.ndim == 2:
                 parameter.mul_(6)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama-shaped model of 0.4M parameters with a byte-level tokenizer and tied embeddings, as a folder on disk."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    text = (resources() / "text" / "evaluation.txt").read_text(encoding="utf-8")[:100_000]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=512, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=letters, show_progress=False
+    )
+    bpe.train_from_iterator([text], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
+    )
+    config = LlamaConfig(
+        **_SIZE | {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256},
+        **_GROUPED,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

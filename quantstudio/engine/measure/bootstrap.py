@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quantstudio.core.result import Interval
 
-RESAMPLES = 4000
+RESAMPLES = 2000
 CONFIDENCE = 0.95
 WANTED_BLOCKS = 32
 _DRAWN_AT_ONCE = 4_000_000
@@ -93,7 +93,7 @@ def draw_totals(columns: Array, seed: int, resamples: int = RESAMPLES) -> Array:
     for start in range(0, resamples, at_once):
         # How often each block is drawn, instead of which are drawn: one matrix product then gives all totals.
         counts = rng.multinomial(blocks, share, size=min(at_once, resamples - start))
-        rows.append(counts @ columns)
+        rows.append(counts.astype(np.float64) @ columns)
     return np.concatenate(rows)
 
 

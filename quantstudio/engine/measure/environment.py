@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -57,13 +56,13 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu_name() -> str:
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         names = [
             line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))
         ]
         return next(iter(names), "") or platform.machine()
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() or platform.machine()

@@ -14,8 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -46,56 +45,77 @@ def measure_isolated(spec: MeasureSpec, reporter: Reporter, on_quality: Callable
     `on_quality` is called when it turns to the quality. Raises what the process reports, `Cancelled` (the process is
     killed at once), OutOfMemory or WorkerLost (it was killed or died without a word).
     """
-    with _process(spec) as process:
-        lines: queue.Queue[bytes | None] = queue.Queue()
-        last_words: deque[str] = deque(maxlen=_LAST_WORDS)
-        threads = [
-            threading.Thread(target=_pass_lines, args=(process.stdout, lines.put), daemon=True),
-            threading.Thread(target=_pass_lines, args=(process.stderr, _keep(last_words)), daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
+    with _running(spec) as child:
         peak = 0
         while True:
             reporter.check_cancel()
-            peak = max(peak, _rss(process.pid))
+            peak = max(peak, _rss(child.process.pid))
             try:
-                line = lines.get(timeout=_POLL_S)
+                line = child.lines.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
             if line is None:
                 break
-            message = protocol.decode(line)
+            message = protocol.decode(line) if line.endswith(b"\n") else None  # it may be killed within a line
             if isinstance(message, protocol.Result):
                 return Measured.model_validate(message.data)
             if message is not None:
                 _pass_on(message, reporter, on_quality)
-        threads[1].join()
-        raise _lost(process.wait(), peak, last_words, reporter)
+        raise _lost(child.process.wait(), peak, child.last_words(), reporter)
+
+
+class _Child:
+    """A measuring process with threads that read what it says, so that it never waits for a full pipe."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.lines: queue.Queue[bytes | None] = queue.Queue()
+        self._words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._listen, self._keep_words)]
+        for thread in self._threads:
+            thread.start()
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its log. Waits for the log's end."""
+        self._threads[1].join()
+        return "\n".join(self._words)
+
+    def end(self) -> None:
+        """Kill it if it lives, and wait until nothing of it is left."""
+        self.process.kill()
+        self.process.wait()
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def _listen(self) -> None:
+        for line in self.process.stdout or ():
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def _keep_words(self) -> None:
+        for line in self.process.stderr or ():
+            if text := line.decode("utf-8", "replace").strip():
+                self._words.append(text)
 
 
 @contextmanager
-def _process(spec: MeasureSpec) -> Iterator[subprocess.Popen[bytes]]:
-    """The running process; however the block is left, it is dead and waited for afterwards."""
-    process = subprocess.Popen(
-        COMMAND,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=_environment(spec),
-    )
+def _running(spec: MeasureSpec) -> Iterator[_Child]:
+    """A running process that has its spec; however the block is left, it is dead afterwards."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(COMMAND, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(spec))
+    child = _Child(process)
     try:
-        assert process.stdin is not None  # noqa: S101 - for the type checker; it is a pipe
-        # Left open: the process ends when it closes, that is when this one dies.
-        process.stdin.write(spec.model_dump_json().encode() + b"\n")
-        process.stdin.flush()
-        yield process
+        if process.stdin is not None:
+            # Left open: the process ends when it closes, that is when this one dies. When it cannot even read this,
+            # the loop that waits for its messages finds out why.
+            with suppress(BrokenPipeError):
+                process.stdin.write(spec.model_dump_json().encode() + b"\n")
+        yield child
     finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+        child.end()
 
 
 def _environment(spec: MeasureSpec) -> dict[str, str]:
@@ -112,21 +132,6 @@ def _environment(spec: MeasureSpec) -> dict[str, str]:
     }
 
 
-def _pass_lines(pipe: IO[bytes], put: Callable[[bytes | None], None]) -> None:
-    for line in pipe:
-        put(line)
-    put(None)
-
-
-def _keep(words: deque[str]) -> Callable[[bytes | None], None]:
-    def keep(line: bytes | None) -> None:
-        text = line.decode("utf-8", "replace").strip() if line else ""
-        if text:
-            words.append(text)
-
-    return keep
-
-
 def _pass_on(message: protocol.Message, reporter: Reporter, on_quality: Callable[[], None]) -> None:
     match message:
         case protocol.Error(kind=kind, what=what, why=why, hint=hint, field=field):
@@ -138,10 +143,10 @@ def _pass_on(message: protocol.Message, reporter: Reporter, on_quality: Callable
             reporter.emit(message)
 
 
-def _lost(status: int, peak: int, last_words: deque[str], reporter: Reporter) -> QuantStudioError:
+def _lost(status: int, peak: int, last_words: str, reporter: Reporter) -> QuantStudioError:
     """Why a process ended without a terminal message, as well as its exit status can tell."""
     if last_words:
-        reporter.log(without_secrets("\n".join(last_words)), level="debug")
+        reporter.log(without_secrets(last_words), level="debug")
     if sys.platform != "win32" and status == -signal.SIGKILL:
         free = psutil.virtual_memory().available
         return OutOfMemory(

@@ -77,12 +77,15 @@ def score(original: PreTrainedModel, quantized: PreTrainedModel | None, windows:
     """Score every position; without `quantized`, only the negative log likelihood of `original`."""
     count, length = windows.ids.shape
     parts: list[torch.Tensor] = []
+    totals = np.zeros(3)
     batch = max(1, _positions(original) // length)
     for start in range(0, count, batch):
         reporter.progress(start, count, "windows")
         ids = torch.from_numpy(windows.ids[start : start + batch]).to(original.device)
         parts.append(_score_batch(original, quantized, ids, reporter))
-        _report_perplexity(parts, windows, reporter)
+        scored = windows.scored[start : start + batch]
+        totals += [*(parts[-1][:2].numpy().astype(np.float64) * scored).sum(axis=(1, 2)), scored.sum()]
+        _report_perplexity(totals, start + len(scored), reporter)
     values = torch.cat(parts, dim=1).numpy()
     if not np.isfinite(values).all():
         raise BadWeights(
@@ -166,12 +169,9 @@ def _block_sums(scores: Scores) -> BlockSums:
     )
 
 
-def _report_perplexity(parts: list[torch.Tensor], windows: Windows, reporter: Reporter) -> None:
-    """The perplexities so far, for the live chart."""
-    done = sum(part.shape[1] for part in parts)
-    scored = torch.from_numpy(windows.scored[:done])
-    so_far = torch.cat(parts, dim=1)
-    for name, values in (("original_perplexity", so_far[0]), ("perplexity", so_far[1])):
-        mean = float(values[scored].double().mean())
+def _report_perplexity(totals: NDArray[np.float64], done: int, reporter: Reporter) -> None:
+    """The perplexities so far, for the live chart. `totals`: both sums of negative log likelihood, and of tokens."""
+    for name, total in (("original_perplexity", totals[0]), ("perplexity", totals[1])):
+        mean = total / max(1.0, totals[2])
         if math.isfinite(mean) and 0 < mean < 700:
             reporter.metric(name, math.exp(mean), step=done)

@@ -69,6 +69,12 @@ def field_specs() -> tuple[FieldSpec, ...]:
     return tuple(found.values())
 
 
+def model_specs(model: type[BaseModel]) -> tuple[FieldSpec, ...]:
+    """The fields of another model that is declared like the recipe's sections, such as the settings."""
+    fields = model.model_fields.items()
+    return tuple(_leaf(name, info, name, when=None) for name, info in fields if not _extra(info).get("hidden"))
+
+
 def defaults() -> dict[str, Any]:
     """Default value of every field by path."""
     return {spec.path: spec.default for spec in field_specs()}

@@ -61,6 +61,7 @@ class Editor(QWidget):
         layout = self.layout()
         if layout is not None:
             layout.addWidget(beside)
+            layout.setAlignment(beside, Qt.AlignmentFlag.AlignTop)
 
 
 class ChoiceEditor(Editor):
@@ -224,6 +225,40 @@ class FileEditor(Editor):
             self.changed.emit()
 
 
+class FolderEditor(Editor):
+    """A folder on this machine."""
+
+    def __init__(self, spec: FieldSpec) -> None:
+        self.line = QLineEdit()
+        super().__init__(spec, self.line)
+        self.line.editingFinished.connect(self.changed)
+        self._add_browse(self._browse, "Choose a folder on this machine.")
+
+    def value(self) -> str:
+        return self.line.text().strip()
+
+    def set_value(self, value: Any) -> None:
+        self.line.setText(str(value))
+
+    def _browse(self) -> None:
+        if chosen := QFileDialog.getExistingDirectory(self, tr(self.spec.title), self.value()):
+            self.set_value(chosen)
+            self.changed.emit()
+
+
+class FoldersEditor(LinesEditor):
+    """A list of folders, one a line."""
+
+    def __init__(self, spec: FieldSpec) -> None:
+        super().__init__(spec)
+        self._add_browse(self._browse, "Add a folder on this machine to the list.")
+
+    def _browse(self) -> None:
+        if chosen := QFileDialog.getExistingDirectory(self, tr(self.spec.title)):
+            self.set_value([*self.value(), chosen])
+            self.changed.emit()
+
+
 class ModelEditor(Editor):
     """A model: one that was found on this machine, or a folder or name of one's own."""
 
@@ -282,7 +317,12 @@ class ModelEditor(Editor):
 
 def editor_for(spec: FieldSpec) -> Editor:
     """The editor that a field wants. Raises KeyError for a kind of field that no editor knows."""
-    special: dict[str, Callable[[FieldSpec], Editor]] = {"model": ModelEditor, "file": FileEditor}
+    special: dict[str, Callable[[FieldSpec], Editor]] = {
+        "model": ModelEditor,
+        "file": FileEditor,
+        "folder": FolderEditor,
+        "folders": FoldersEditor,
+    }
     if spec.editor:
         return special[spec.editor](spec)
     if spec.open_choices:

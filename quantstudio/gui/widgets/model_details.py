@@ -1,0 +1,111 @@
+"""What is known of one model, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
+
+from quantstudio.core.library import FoundModel, ModelKind
+from quantstudio.gui.language import tr
+from quantstudio.gui.model_texts import KINDS, Fit, details
+from quantstudio.gui.widgets.basics import Banner, Card, ElidedLabel, badge, button, label, row
+
+
+class ModelDetails(Card):
+    """A card about the model that is marked in the list. Its owner connects the buttons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: FoundModel | None = None
+        self.name = ElidedLabel("", "heading", mode=Qt.TextElideMode.ElideMiddle)
+        self.kind = badge("", "accent")
+        self.fit = Banner()
+        self.facts = QWidget()
+        self._grid = QGridLayout(self.facts)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(12)
+        self._grid.setVerticalSpacing(6)
+        self._grid.setColumnStretch(1, 1)
+        self.path = ElidedLabel("", "caption", mode=Qt.TextElideMode.ElideMiddle)
+        head = QVBoxLayout()
+        head.setSpacing(6)
+        head.addWidget(self.name)
+        head.addLayout(row(self.kind, None))
+        self.body.addLayout(head)
+        self.body.addWidget(self.fit)
+        self.body.addWidget(self.facts)
+        self.body.addWidget(self.path)
+        self.body.addStretch(1)
+
+    def show_model(self, model: FoundModel, fit: Fit | None) -> None:
+        """Show this model."""
+        self.model = model
+        self.name.setText(model.name)
+        self.kind.setText(tr(KINDS[model.kind]))
+        self.path.setText(str(model.path))
+        self.path.setAccessibleName(f"{tr('Folder')}: {model.path}")
+        self.path.setToolTip(str(model.path))
+        if model.info is None:
+            self.fit.say(model.error, "error")
+        else:
+            self.fit.say(fit.sentence if fit else "", fit.level if fit else "info")
+        self._show_facts(details(model) if model.info else [])
+
+    def _show_facts(self, facts: list[tuple[str, str]]) -> None:
+        while self._grid.count():
+            item = self._grid.takeAt(0)
+            if item is not None and (old := item.widget()):
+                old.deleteLater()
+        for number, (name, value) in enumerate(facts):
+            self._grid.addWidget(label(name, "muted"), number, 0, Qt.AlignmentFlag.AlignTop)
+            self._grid.addWidget(_value(tr(name), value), number, 1)
+        self.facts.setVisible(bool(facts))
+
+
+class ModelActions(QWidget):
+    """The buttons under the details."""
+
+    def __init__(
+        self,
+        *,
+        quantize: Callable[[], None],
+        chat: Callable[[], None],
+        open_folder: Callable[[], None],
+        remove: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self.quantize = button(
+            "Quantize this model",
+            quantize,
+            icon="quantize",
+            variant="primary",
+            tooltip="Choose how the weights are rounded, and see what it will cost.",
+        )
+        self.chat = button("Chat", chat, icon="chat", tooltip="Talk to this model.")
+        self.folder = button("Open folder", open_folder, icon="folder", tooltip="Show the files of this model.")
+        self.remove = button(
+            "Remove from list", remove, icon="trash", tooltip="Take the folder off the list. Its files stay."
+        )
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(8)
+        layout.addWidget(self.quantize)
+        beside = row(self.chat, self.folder)
+        layout.addLayout(beside)
+        layout.addWidget(self.remove)
+
+    def show_model(self, model: FoundModel) -> None:
+        """Offer what can be done with this model."""
+        usable = model.info is not None
+        self.quantize.setEnabled(usable and not (model.info and model.info.quantized))
+        self.chat.setEnabled(usable)
+        self.remove.setVisible(model.kind is ModelKind.FOLDER)
+
+
+def _value(name: str, text: str) -> QLabel:
+    made = label(text, wrap=True)
+    made.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    made.setAccessibleName(f"{name}: {text}")
+    return made

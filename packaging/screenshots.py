@@ -15,6 +15,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PySide6.QtWidgets import QApplication
 
 
 def main() -> int:
@@ -35,6 +39,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Take pictures of the window's pages.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--runs", type=Path, default=None)
+    parser.add_argument("--models", default="", help="a folder of models to show beside the starter model")
     parser.add_argument("--size", default="1240x820")
     parser.add_argument("--only", default="models,quantize,run,compare,chat,settings")
     return parser.parse_args()
@@ -49,7 +54,7 @@ def _take_all(options: argparse.Namespace, theme: str) -> None:
     from quantstudio.gui.pages.catalogue import PageId
 
     app = make_application()
-    settings = Settings(theme=theme)
+    settings = Settings(theme=theme, model_folders=(options.models,) if options.models else ())
     context = make_context(app, settings)
     window = MainWindow(context)
     width, height = (int(part) for part in options.size.split("x"))
@@ -71,10 +76,7 @@ def _take_all(options: argparse.Namespace, theme: str) -> None:
     _settle(app, 0.1)
 
 
-def _settle(app: object, seconds: float) -> None:
-    from PySide6.QtWidgets import QApplication
-
-    assert isinstance(app, QApplication)
+def _settle(app: QApplication, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         app.processEvents()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from PySide6.QtCore import QSettings, QSize, QTimer
+from PySide6.QtCore import QSettings, QSize, Qt, QTimer
 from PySide6.QtGui import QCloseEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import QHBoxLayout, QMainWindow, QMessageBox, QStackedWidget, QVBoxLayout, QWidget
 
@@ -70,6 +70,7 @@ class MainWindow(QMainWindow):
         """Bring a page forward."""
         self.stack.setCurrentWidget(self.page(page))
         self.sidebar.show_page(page)
+        self.stack.currentWidget().setFocus(Qt.FocusReason.OtherFocusReason)
 
     def show_notice(self, text: str, level: str = "warning") -> None:
         """Say something above the pages; an empty text takes it away."""

@@ -66,7 +66,8 @@ QPushButton[variant="ghost"], QToolButton[variant="ghost"] {
 QPushButton[variant="ghost"]:hover, QToolButton[variant="ghost"]:hover { background: $hover; }
 QPushButton[variant="ghost"]:focus, QToolButton[variant="ghost"]:focus { border: 1px solid $accent; }
 QPushButton[variant="fold"] {
-    background: transparent; border: 1px solid transparent; color: $muted; text-align: left; padding: 0 6px;
+    background: transparent; border: 1px solid transparent; color: $muted; padding: 0 6px; min-height: 22px;
+    font-size: 9pt;
 }
 QPushButton[variant="fold"]:hover { color: $text; background: $hover; }
 QPushButton[variant="fold"]:focus { border: 1px solid $accent; }
@@ -90,7 +91,8 @@ QLineEdit, QPlainTextEdit, QTextEdit, QAbstractSpinBox, QComboBox {
     background: $field; color: $text; border: 1px solid $border_strong; border-radius: 7px;
     selection-background-color: $accent; selection-color: $on_accent;
 }
-QLineEdit, QAbstractSpinBox, QComboBox { min-height: 30px; padding: 0 8px; }
+QLineEdit, QComboBox { min-height: 30px; padding: 0 8px; }
+QAbstractSpinBox { min-height: 30px; padding: 0; }
 QPlainTextEdit, QTextEdit { padding: 4px; }
 QLineEdit:hover, QAbstractSpinBox:hover, QComboBox:hover { border-color: $muted; }
 QLineEdit:focus, QPlainTextEdit:focus, QTextEdit:focus, QAbstractSpinBox:focus, QComboBox:focus {
@@ -108,7 +110,6 @@ QComboBox QAbstractItemView {
     selection-background-color: $accent_soft; selection-color: $accent;
 }
 QComboBox QAbstractItemView::item { min-height: 28px; padding: 0 6px; border-radius: 5px; }
-QAbstractSpinBox { padding-left: 6px; }
 QAbstractSpinBox::up-button { subcontrol-position: top right; width: 24px; border: none; background: transparent; }
 QAbstractSpinBox::down-button { subcontrol-position: bottom right; width: 24px; border: none; background: transparent; }
 QAbstractSpinBox::up-arrow { image: url($icons/arrow-up-$name.svg); width: 14px; height: 14px; }

@@ -29,6 +29,8 @@ from quantstudio.gui.widgets.switch import Switch
 
 INT_MAX = 2**31 - 1
 LINES_HEIGHT = 76
+CHOICE_WIDTH, NUMBER_WIDTH, TEXT_WIDTH = 320, 150, 480
+"""Widest that controls grow: a number in a box as wide as the page is hard to read."""
 
 
 class Editor(QWidget):
@@ -36,16 +38,18 @@ class Editor(QWidget):
 
     changed = Signal()
 
-    def __init__(self, spec: FieldSpec, control: QWidget) -> None:
+    def __init__(self, spec: FieldSpec, control: QWidget, width: int = TEXT_WIDTH) -> None:
         super().__init__()
         self.spec = spec
         self.control = control
         describe(control, spec)
+        control.setMaximumWidth(width)
         self.setFocusProxy(control)
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(8)
-        layout.addWidget(control)
+        self._row = QHBoxLayout(self)
+        self._row.setContentsMargins(0, 0, 0, 0)
+        self._row.setSpacing(8)
+        self._row.addWidget(control, 100)
+        self._row.addStretch(1)
 
     def value(self) -> Any:
         """The value as the recipe takes it."""
@@ -58,10 +62,7 @@ class Editor(QWidget):
     def _add_browse(self, browse: Callable[[], None], what: str) -> None:
         beside = button("Browse…", browse, tooltip=what)
         beside.setAccessibleName(f"{tr(self.spec.title)}: {tr('Browse…')}")
-        layout = self.layout()
-        if layout is not None:
-            layout.addWidget(beside)
-            layout.setAlignment(beside, Qt.AlignmentFlag.AlignTop)
+        self._row.insertWidget(1, beside, 0, Qt.AlignmentFlag.AlignTop)
 
 
 class ChoiceEditor(Editor):
@@ -71,7 +72,7 @@ class ChoiceEditor(Editor):
         self.combo = QComboBox()
         for choice, words in zip(spec.choices, spec.labels, strict=True):
             self.combo.addItem(tr(words), choice)
-        super().__init__(spec, self.combo)
+        super().__init__(spec, self.combo, CHOICE_WIDTH)
         _ignore_idle_wheel(self.combo)
         self.combo.activated.connect(lambda _: self.changed.emit())
 
@@ -90,7 +91,7 @@ class OpenChoiceEditor(Editor):
         self.combo.setLineEdit(self.line)
         self.combo.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
         self.combo.addItems(list(spec.choices))
-        super().__init__(spec, self.combo)
+        super().__init__(spec, self.combo, NUMBER_WIDTH)
         _ignore_idle_wheel(self.combo)
         _describe_inner(self.combo, spec)
         self.line.textEdited.connect(lambda _: self.changed.emit())
@@ -111,9 +112,6 @@ class BoolEditor(Editor):
         self.switch = Switch()
         super().__init__(spec, self.switch)
         self.switch.clicked.connect(lambda _: self.changed.emit())
-        layout = self.layout()
-        if isinstance(layout, QHBoxLayout):
-            layout.addStretch(1)
 
     def value(self) -> bool:
         return self.switch.isChecked()
@@ -130,7 +128,7 @@ class IntEditor(Editor):
         self.box.setRange(int(spec.minimum or 0), int(min(spec.maximum or INT_MAX, INT_MAX)))
         self.box.setGroupSeparatorShown(True)
         self.box.setAccelerated(True)
-        super().__init__(spec, self.box)
+        super().__init__(spec, self.box, NUMBER_WIDTH)
         _ignore_idle_wheel(self.box)
         _describe_inner(self.box, spec)
         self.box.valueChanged.connect(lambda _: self.changed.emit())
@@ -153,7 +151,7 @@ class FloatEditor(Editor):
         self.box.setRange(low, high)
         self.box.setDecimals(2 if high - low > 1 else 3)
         self.box.setSingleStep(0.05 if high - low <= 5 else 1.0)
-        super().__init__(spec, self.box)
+        super().__init__(spec, self.box, NUMBER_WIDTH)
         _ignore_idle_wheel(self.box)
         _describe_inner(self.box, spec)
         self.box.valueChanged.connect(lambda _: self.changed.emit())
@@ -349,6 +347,8 @@ def describe(control: QWidget, spec: FieldSpec) -> None:
 def _describe_inner(control: QComboBox | QSpinBox | QDoubleSpinBox, spec: FieldSpec) -> None:
     """Editable boxes hold a text box that takes the focus itself."""
     if inner := control.lineEdit():
+        if not isinstance(control, QComboBox):
+            inner.setTextMargins(6, 0, 0, 0)  # a stylesheet's padding does not reach into a spin box
         inner.setAccessibleName(tr(spec.title))
         inner.setAccessibleDescription(tr(spec.help))
 

@@ -6,11 +6,12 @@ themselves when one of them has a problem; fields of a union member that is not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from quantstudio.core.fieldspec import FieldSpec, field_specs, is_shown
 from quantstudio.core.recipe import Recipe
@@ -18,6 +19,7 @@ from quantstudio.gui.forms.editors import Editor, editor_for
 from quantstudio.gui.language import tr
 from quantstudio.gui.theme import set_icon
 from quantstudio.gui.widgets.basics import Card, button, label, restyle, wrapped
+from quantstudio.gui.widgets.basics import row as beside
 
 LABEL_WIDTH = 136
 ERROR, WARNING, INFO = "error", "warning", "info"
@@ -31,6 +33,7 @@ class FieldRow(QWidget):
         self.spec = spec
         self.editor: Editor = editor_for(spec)
         self.label = label(spec.title, wrap=True)
+        self.label.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Preferred)
         self.label.setFixedWidth(LABEL_WIDTH)
         self.label.setMinimumHeight(32)
         self.label.setBuddy(self.editor.control)
@@ -40,6 +43,8 @@ class FieldRow(QWidget):
         right = QVBoxLayout()
         right.setSpacing(4)
         right.addWidget(self.editor)
+        if not spec.advanced:
+            right.addWidget(label(first_sentence(spec.help), "caption", wrap=True))
         right.addWidget(self.problem)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -57,22 +62,26 @@ class FieldRow(QWidget):
         self.editor.control.setAccessibleDescription(told)
 
 
+def first_sentence(text: str) -> str:
+    """What stands under an everyday field; the rest is in its tooltip."""
+    return re.split(r"(?<=[a-z)\d])\. ", text, maxsplit=1)[0].rstrip(".") + "."
+
+
 class SectionCard(Card):
     """One section of the recipe: its everyday fields, and the advanced ones behind a fold."""
 
     def __init__(self, title: str, rows: Sequence[FieldRow]) -> None:
-        super().__init__(title)
+        super().__init__()
+        self._title = title
         self._rows = rows
         self._advanced = [row for row in rows if row.spec.advanced]
         self.fold: QPushButton | None = None
-        for row in rows:
-            if not row.spec.advanced:
-                self.body.addWidget(row)
         if self._advanced:
             self.fold = button("More options", self._toggle, variant="fold", tooltip="Show the advanced fields.")
-            self.body.addWidget(self.fold)
-            for row in self._advanced:
-                self.body.addWidget(row)
+            self.fold.setLayoutDirection(Qt.LayoutDirection.RightToLeft)  # the arrow behind the words
+        self.body.addLayout(beside(label(title, "heading"), None, self.fold))
+        for row in sorted(rows, key=lambda row: row.spec.advanced):
+            self.body.addWidget(row)
         self.set_open(is_open=False)
 
     def is_open(self) -> bool:
@@ -84,7 +93,7 @@ class SectionCard(Card):
         self._open = is_open
         if self.fold:
             self.fold.setText(tr("Fewer options") if is_open else tr("More options"))
-            self.fold.setAccessibleName(f"{self.fold.text()}: {tr(self._rows[0].spec.section)}")
+            self.fold.setAccessibleName(f"{self.fold.text()}: {tr(self._title)}")
             set_icon(self.fold, "chevron-down" if is_open else "chevron-right", "muted")
 
     def show_rows(self, values: Mapping[str, Any]) -> None:

@@ -16,9 +16,10 @@ from PySide6.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 from quantstudio import __version__
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.fieldspec import FieldSpec, model_specs
-from quantstudio.core.paths import data_home
+from quantstudio.core.paths import data_home, runs_home
 from quantstudio.core.settings import Settings, save_settings
 from quantstudio.gui.context import AppContext
+from quantstudio.gui.forms.editors import FolderEditor
 from quantstudio.gui.forms.recipe_form import FieldRow
 from quantstudio.gui.language import available_languages, tr
 from quantstudio.gui.widgets.basics import MARGIN, SPACE, Banner, Card, PageHeader, label
@@ -45,6 +46,9 @@ class SettingsPage(QWidget):
         self._save.setInterval(SAVE_MS)
         self._save.timeout.connect(self.save)
         self._lay_out()
+        runs_folder = self.rows["runs_folder"].editor
+        if isinstance(runs_folder, FolderEditor):
+            runs_folder.line.setPlaceholderText(str(runs_home()))
         self._show(context.settings)
         for row in self.rows.values():
             row.editor.changed.connect(self._save.start)

@@ -76,7 +76,7 @@ def icon_label(name: str, role: str = "muted", size: int = ICON_SIZE) -> QLabel:
 
 
 def row(*parts: QWidget | None, spacing: int = GAP) -> QHBoxLayout:
-    """Widgets side by side; None is a stretch."""
+    """Widgets side by side; None is a stretch (a None at the end costs nothing)."""
     layout = QHBoxLayout()
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(spacing)

@@ -15,8 +15,8 @@ from quantstudio.gui.widgets.basics import label
 PARTS = (
     ("layers", "Layers", 1.0),
     ("head", "Head", 0.7),
-    ("embedding", "Embedding", 0.45),
-    ("rest", "Rest", 0.22),
+    ("embedding", "Embedding", 0.5),
+    ("rest", "Rest", 0.3),
 )
 """Part, its words, and how strongly it takes its bar's colour."""
 BAR_HEIGHT = 12

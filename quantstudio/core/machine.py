@@ -14,6 +14,8 @@ import psutil
 from quantstudio.core.errors import DiskProblem
 
 GPU_QUERY_SECONDS = 3.0
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may use; elsewhere there is no such folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,27 @@ class Machine:
 
 def read_machine(folder: Path) -> Machine:
     """Look at this machine, and at the disk on which `folder` lies or will be made."""
-    memory = psutil.virtual_memory()
+    system = psutil.virtual_memory()
+    memory, available = within_container(system.total, system.available)
     gpu, gpu_memory = _gpu()
     return Machine(
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
-        memory=memory.total,
-        available_memory=memory.available,
+        memory=memory,
+        available_memory=available,
         free_disk=free_disk(folder),
         gpu=gpu,
         gpu_memory=gpu_memory,
     )
+
+
+def within_container(memory: int, available: int) -> tuple[int, int]:
+    """Total and available bytes under the limit of a container, which the system's own figures do not know."""
+    try:
+        limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return memory, available
+    return (limit, min(available, max(0, limit - used))) if limit < memory else (memory, available)
 
 
 def free_disk(folder: Path) -> int:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from math import ceil, gcd
 
 from quantstudio.core.errors import LayerMisfit, ModelUnsupported
@@ -205,12 +206,18 @@ def _plan_slot(slot: WeightSlot, recipe: Recipe, misfits: list[Misfit]) -> Layer
     if spec is None or spec.group_size is None or spec.fits(slot.columns):
         return LayerPlan(slot, spec, reason)
     size = spec.group_size
-    misfits.append(Misfit(slot, size, tuple(fitting_group_sizes(slot.columns, size))))
+    misfits.append(Misfit(slot, size, _nearest(slot.columns, size)))
     smaller = smaller_group(slot.columns, size) if recipe.layers.on_misfit is OnMisfit.SMALLER else None
     if smaller:
         reason = f"groups of {smaller}: {size} does not divide {slot.columns}"
         return LayerPlan(slot, replace(spec, group_size=smaller), reason)
     return LayerPlan(slot, None, f"{size} does not divide its rows of {slot.columns}")
+
+
+@lru_cache(maxsize=4096)
+def _nearest(columns: int, group_size: int) -> tuple[int, ...]:
+    """Remembered, because hundreds of layers share a few row lengths and a form plans at every change."""
+    return tuple(fitting_group_sizes(columns, group_size))
 
 
 def _asked(part: Part, recipe: Recipe) -> tuple[WeightSpec | None, str]:

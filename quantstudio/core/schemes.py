@@ -154,5 +154,5 @@ SCHEMES: tuple[type[W4A16] | type[W4A8] | type[W8A16] | type[W8A8], ...] = (W4A1
 
 def fitting_group_sizes(columns: int, near: int) -> list[int]:
     """Group sizes that divide a row of `columns` weights, at most five, nearest to `near` first."""
-    sizes = [size for size in range(8, columns + 1) if columns % size == 0]
+    sizes = [size for size in range(SMALLEST_GROUP, min(columns, LARGEST_GROUP) + 1) if columns % size == 0]
     return sorted(sizes, key=lambda size: (abs(size - near), size))[:5]

@@ -59,6 +59,8 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     On any error nothing of the model stays, unless only the measuring failed. The caller holds the folder's `RunLock`
     (`conduct` does). Raises the named errors of `core.errors`, `Cancelled`, and OSError when the disk fails.
     """
+    from quantstudio.engine.model_card import write_model_card
+
     enter = _Phases(reporter, tuple(_PHASES) if recipe.measure.enabled else _UNMEASURED)
     enter("check")
     info, plan = _check(recipe, run_folder, reporter)
@@ -77,12 +79,14 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
             environment=environment,
         )
         if recipe.measure.enabled:
-            with _kept_when_measuring_fails(result, info, model, reporter):
+            with _kept_when_measuring_fails(result, model, reporter):
                 comparison = _compare(recipe, info.path, partial, quantization.label, enter, reporter)
             result = _with_comparison(result, comparison)
         result = result.model_copy(update={"verdict": verdict(result)})
         enter("save")
-        _publish(result, info, model)
+        if recipe.measure.enabled:
+            write_model_card(partial, recipe, quantization, result)
+        _publish(result, model)
     write_atomically(run_folder / run_store.RESULT, result.model_dump_json(indent=1) + "\n")
     reporter.artifact("model", str(model))
     return result
@@ -195,14 +199,14 @@ def _partial(model: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _kept_when_measuring_fails(result: RunResult, info: ModelInfo, model: Path, reporter: Reporter) -> Iterator[None]:
+def _kept_when_measuring_fails(result: RunResult, model: Path, reporter: Reporter) -> Iterator[None]:
     """Publish the model without numbers when they cannot be had; the error then says so. Not when cancelled."""
     try:
         yield
     except Cancelled:
         raise
     except Exception as error:
-        _publish(result, info, model)
+        _publish(result, model)
         reporter.artifact("model", str(model))
         saved = f"The quantized model is whole and saved in {model}; only its numbers are missing."
         if (known := failures.translate(error, result.recipe)) is None:
@@ -212,10 +216,6 @@ def _kept_when_measuring_fails(result: RunResult, info: ModelInfo, model: Path, 
         raise known from error
 
 
-def _publish(result: RunResult, info: ModelInfo, model: Path) -> None:
-    from quantstudio.engine.model_card import write_model_card
-
-    partial = partial_of(model)
-    write_model_card(partial, result, info)
-    about = {"source": info.name, "scheme": result.quantization.label, "quantstudio": __version__}
-    publish_folder(partial, model, about)
+def _publish(result: RunResult, model: Path) -> None:
+    about = {"source": result.model_name, "scheme": result.quantization.label, "quantstudio": __version__}
+    publish_folder(partial_of(model), model, about)

@@ -1,0 +1,107 @@
+"""Sentences that say what was measured, and no more."""
+
+import pytest
+
+from quantstudio.core.result import Interval, Spread
+from quantstudio.core.verdict import summary, verdict
+
+
+def timings(median, width=0.01):
+    return Spread(median=median, low=median * (1 - width), high=median * (1 + width))
+
+
+def with_speed(result, decode=1.0, ttft=1.0, width=0.01):
+    """The result with originals at 100 tokens/s and 0.2 s, and a quantized model at `decode` and `ttft` times that."""
+    original = {"decode_tps": timings(100, width), "ttft_s": timings(0.2, width)}
+    quantized = {"decode_tps": timings(100 * decode, width), "ttft_s": timings(0.2 * ttft, width)}
+    first, last = (part.model_copy(update=original) for part in (result.original_first, result.original_last))
+    changed = result.quantized.model_copy(update=quantized)
+    return result.model_copy(update={"original_first": first, "original_last": last, "quantized": changed})
+
+
+def with_change(result, value, low, high):
+    quality = result.quality.model_copy(update={"perplexity_change": Interval(value=value, low=low, high=high)})
+    return result.model_copy(update={"quality": quality})
+
+
+def only(sentences, word):
+    (found,) = [sentence for sentence in sentences if word in sentence]
+    return found
+
+
+def test_a_faster_smaller_model(make_result):
+    found = verdict(with_speed(make_result("int4"), decode=2.6, ttft=0.5))
+    assert found[0] == "3.1 times smaller: 16.8 MB → 5.46 MB."
+    assert found[1] == "Writes text 2.6 times as fast as the original (100 tok/s → 260 tok/s)."
+    assert found[2] == "Reads a prompt of 512 tokens 2.0 times as fast (first token 200 ms → 100 ms)."
+    assert found[3] == "Needs 8 % less memory to run (512 MB → 470 MB at its peak)."
+    assert "changed speed" not in " ".join(found)
+
+
+def test_a_slower_model_is_called_not_faster_on_this_machine(make_result):
+    found = verdict(with_speed(make_result("int4"), decode=0.6, ttft=2.0))
+    text = "Not faster on this machine: writes text at 60 % of the original's speed (100 tok/s → 60 tok/s)."
+    assert only(found, "writes text") == text
+    assert only(found, "Not faster at reading").startswith("Not faster at reading a prompt of 512 tokens: 50 %")
+
+
+@pytest.mark.parametrize(("decode", "width"), [(1.1, 0.06), (0.9, 0.06), (1.02, 0.001)])
+def test_a_difference_within_the_spread_is_not_claimed(make_result, decode, width):
+    found = verdict(with_speed(make_result("int4"), decode=decode, ttft=1 / decode, width=width))
+    assert "as fast as the original" in only(found, "writes text")
+    assert only(found, "writes text").startswith("Not faster on this machine")
+    assert "within the spread" in only(found, "Reads a prompt")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ((0.021, 0.018, 0.024), "perplexity 2.1 % higher (1.8 to 2.4 % with 95 % confidence"),
+        ((0.0012, 0.0008, 0.0016), "perplexity 0.12 % higher (0.08 to 0.16 %"),
+        ((-0.02, -0.03, -0.01), "perplexity 2.0 % lower (−3.0 to −1.0 %"),
+        ((0.0005, -0.0001, 0.0011), "no measurable loss"),
+    ],
+)
+def test_quality_in_words(make_result, change, words):
+    sentence = only(verdict(with_change(make_result("int4"), *change)), "Quality:")
+    assert words in sentence
+    assert ("within noise" in sentence) == (change[1] <= 0 <= change[2])
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1.04, False), (1.08, True), (0.9, True)])
+def test_a_machine_that_changed_its_speed_is_mentioned(make_result, factor, said):
+    result = with_speed(make_result("int4"))
+    last = result.original_last.model_copy(update={"decode_tps": timings(100 * factor)})
+    text = " ".join(verdict(result.model_copy(update={"original_last": last})))
+    assert ("The machine changed speed by" in text) is said
+    assert (f"by {abs(factor - 1) * 100:.0f} %" in text) is said
+
+
+def test_on_a_gpu_its_memory_counts(make_result):
+    result = make_result("int4")
+    parts = {
+        "original_first": result.original_first.model_copy(update={"peak_cuda": 2_000_000_000}),
+        "original_last": result.original_last.model_copy(update={"peak_cuda": 2_000_000_000}),
+        "quantized": result.quantized.model_copy(update={"peak_cuda": 1_000_000_000}),
+    }
+    assert "Needs 50 % less GPU memory to run (2 GB → 1 GB" in only(verdict(result.model_copy(update=parts)), "memory")
+
+
+def test_what_was_not_measured_is_not_claimed(make_result):
+    nothing = dict.fromkeys(("original_first", "quantized", "original_last", "quality"))
+    result = make_result("int4", **nothing)
+    assert verdict(result) == (
+        "3.1 times smaller: 16.8 MB → 5.46 MB.",
+        "Speed, memory and quality were not measured.",
+    )
+    assert summary(result) == "3.1× smaller"
+
+
+def test_a_model_that_did_not_shrink_is_not_called_smaller(make_result):
+    result = make_result("int4")
+    made = result.quantization.model_copy(update={"sizes": result.quantization.original_sizes})
+    assert verdict(result.model_copy(update={"quantization": made}))[0].startswith("Not smaller")
+
+
+def test_one_line_for_the_list(make_result):
+    assert summary(with_speed(make_result("int4"), decode=2.6)) == "3.1× smaller, 2.6× as fast, perplexity +5.3 %"

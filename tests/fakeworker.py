@@ -6,6 +6,7 @@ can disagree with the program about the protocol.
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -27,13 +28,27 @@ def hello(protocol=1):
     say("hello", protocol=protocol, version="0", pid=os.getpid())
 
 
+def next_command(timeout=None):
+    """The next command; None when none comes in time. The end of stdin ends the process."""
+    while b"\n" not in unread:
+        if not select.select([0], [], [], timeout)[0]:
+            return None
+        if not (data := os.read(0, 1 << 16)):
+            os._exit(0)
+        unread.extend(data)
+    line, _, rest = unread.partition(b"\n")
+    unread[:] = rest
+    return json.loads(line)
+
+
+unread = bytearray()
+
+
 def wait_for(*commands):
-    """Read commands until one of these comes; the end of stdin ends the process."""
-    for line in sys.stdin:
-        command = json.loads(line)
-        if command["cmd"] in commands:
-            return command
-    os._exit(0)
+    """Read commands until one of these comes."""
+    while (command := next_command())["cmd"] not in commands:
+        pass
+    return command
 
 
 def begin():
@@ -58,22 +73,18 @@ def fail(argument):
 @way
 def slow(argument):
     """Works for so many seconds; cancels when asked."""
-    begin()
+    hello()
+    if wait_for("start", "cancel")["cmd"] == "cancel":
+        say("cancelled")
+        return
     say("phase", id="a", title="A", index=0, total=1)
-    os.set_blocking(0, False)
     end = time.monotonic() + float(argument)
     while time.monotonic() < end:
-        if b'"cancel"' in (os.read(0, 4096) if _readable() else b""):
+        command = next_command(timeout=0.02)
+        if command and command["cmd"] == "cancel":
             say("cancelled")
             return
-        time.sleep(0.02)
     say("result", data={})
-
-
-def _readable():
-    import select
-
-    return bool(select.select([0], [], [], 0)[0])
 
 
 @way

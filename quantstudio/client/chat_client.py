@@ -50,8 +50,8 @@ class ChatClient(QObject):
         """Load a model ('starter', a folder, or owner/name from the cache) in a new worker."""
         self.close()
         worker = WorkerProcess(self, command=self._command, patience=self._patience)
-        worker.received.connect(lambda batch: self._on_received(worker, batch))
-        worker.finished.connect(lambda: self._on_finished(worker))
+        worker.received.connect(self._on_received)
+        worker.finished.connect(self._on_finished)
         self._worker, self.model = worker, model
         worker.start(ChatJob(model=model, machine=machine or MachineSection()))
 
@@ -71,6 +71,8 @@ class ChatClient(QObject):
         worker = self._worker
         if worker is None:
             return
+        worker.received.disconnect(self._on_received)
+        worker.finished.disconnect(self._on_finished)
         self._forget()
         worker.kill()
         worker.deleteLater()
@@ -80,7 +82,8 @@ class ChatClient(QObject):
         self._worker, self.model = None, ""
         self.is_ready = self.is_answering = False
 
-    def _on_received(self, worker: WorkerProcess, batch: list[Message]) -> None:
+    def _on_received(self, batch: list[Message]) -> None:
+        worker = self._worker
         text: list[str] = []
         for message in batch:
             if worker is not self._worker:
@@ -116,8 +119,9 @@ class ChatClient(QObject):
             case _:
                 pass  # the end is told when the process is gone
 
-    def _on_finished(self, worker: WorkerProcess) -> None:
-        if worker is not self._worker:
+    def _on_finished(self) -> None:
+        worker = self._worker
+        if worker is None:
             return
         self._forget()
         worker.deleteLater()

@@ -124,16 +124,21 @@ class RunQueue(QObject):
     def _start(self, run_id: str, entry: _Entry) -> None:
         worker = WorkerProcess(self, command=self._command, patience=self._patience)
         entry.worker, entry.state = worker, worker.state
-        worker.received.connect(lambda batch: self._pass_on(run_id, batch))
-        worker.finished.connect(lambda: self._on_finished(run_id))
+        # Bound methods, not functions that hold the worker: a connection that keeps its own sender alive would have it
+        # destroyed twice. Only one run has a worker, so there is no doubt whose signal it is.
+        worker.received.connect(self._pass_on)
+        worker.finished.connect(self._on_finished)
         worker.start(RunJob(recipe=entry.recipe, run_folder=str(entry.folder)))
         self.changed.emit(run_id)
 
-    def _pass_on(self, run_id: str, batch: list[Message]) -> None:
-        self.received.emit(run_id, batch)
-        self.changed.emit(run_id)
+    def _pass_on(self, batch: list[Message]) -> None:
+        if (run_id := self.active) is not None:
+            self.received.emit(run_id, batch)
+            self.changed.emit(run_id)
 
-    def _on_finished(self, run_id: str) -> None:
+    def _on_finished(self) -> None:
+        if (run_id := self.active) is None:
+            return
         entry = self._entries[run_id]
         if entry.worker is not None:
             entry.worker.deleteLater()

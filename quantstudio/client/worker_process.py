@@ -8,7 +8,7 @@ in batches, at most every `BATCH_MS`: 20,000 messages a second must not become 2
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PySide6.QtCore import QCoreApplication, QObject, QProcess, QTimer, Signal
@@ -71,12 +71,13 @@ class WorkerProcess(QObject):
         self._process = self._make_process()
         self._batch_timer = self._timer(self._emit_batch)
         self._drain_timer = self._timer(self._drain)
-        self._ladder = self._timer(self._no_hello)
+        self._step: Callable[[WorkerProcess], None] = WorkerProcess._no_hello
+        self._ladder = self._timer(self._take_step)
 
     @property
     def running(self) -> bool:
         """Whether the process lives."""
-        return self._pid != 0 and self._exit is None
+        return self._pid != 0 and self._exit is None and not self._closed
 
     @property
     def pid(self) -> int:
@@ -89,7 +90,7 @@ class WorkerProcess(QObject):
         self._log = LogFile.for_job(job)
         self._process.setStandardErrorFile(str(self._log.path), QProcess.OpenModeFlag.Append)
         self.state.status = Status.STARTING
-        self._climb(self._patience.hello, self._no_hello)
+        self._climb(self._patience.hello, WorkerProcess._no_hello)
         self._process.start(self._command[0], self._command[1:])
         self._pid = self._process.processId()
 
@@ -104,7 +105,7 @@ class WorkerProcess(QObject):
             return
         self.state.status = Status.CANCELLING
         self.send(Command(name="cancel"))
-        self._climb(self._patience.cancel, self._terminate)
+        self._climb(self._patience.cancel, WorkerProcess._terminate)
 
     def kill(self) -> None:
         """End the process and all its children at once, and wait until they are gone."""
@@ -129,22 +130,24 @@ class WorkerProcess(QObject):
             application.aboutToQuit.connect(self.kill)
         return process
 
-    def _timer(self, slot: object) -> QTimer:
+    def _timer(self, slot: Callable[[], None]) -> QTimer:
         timer = QTimer(self)
         timer.setSingleShot(True)
         timer.timeout.connect(slot)
         return timer
 
-    def _climb(self, seconds: float, step: object) -> None:
+    def _climb(self, seconds: float, step: Callable[[WorkerProcess], None]) -> None:
         """Do `step` in so many seconds, instead of whatever was to be done before."""
-        self._ladder.timeout.disconnect()
-        self._ladder.timeout.connect(step)
+        self._step = step
         self._ladder.start(round(seconds * 1000))
+
+    def _take_step(self) -> None:
+        self._step(self)
 
     def _terminate(self) -> None:
         # Without a handler in the worker this ends it; if a library has put one in place, it may still clean up.
         self._process.terminate()
-        self._climb(self._patience.terminate, self._force)
+        self._climb(self._patience.terminate, WorkerProcess._force)
 
     def _force(self) -> None:
         if not self.state.status.final:
@@ -204,7 +207,7 @@ class WorkerProcess(QObject):
             self.state.status = Status.CANCELLING
         self._batch.append(message)
         if isinstance(message, protocol.TERMINAL):
-            self._climb(self._patience.exit, self._force)
+            self._climb(self._patience.exit, WorkerProcess._force)
         if not self._batch_timer.isActive():
             self._batch_timer.start(BATCH_MS)
 

@@ -2,8 +2,11 @@
 
 The window closes the worker's stdin by dying, however it dies; the worker then kills its whole process group at once.
 That needs a Python thread to run, which a library that holds the interpreter's lock for minutes prevents; so on Linux
-the kernel is also asked to kill the worker with its parent. And the worker offers itself first when memory runs out:
-losing a job is better than losing the window.
+the kernel is also asked to kill the worker with its parent. And because a worker that is killed can kill nobody, a
+shell of 1 MB waits beside it for the end of a pipe, which comes with the worker's, and then kills the group.
+
+On Windows only the first holds: children of a worker that crashes there must notice by themselves.
+The worker also offers itself first when memory runs out: losing a job is better than losing the window.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"
+_held: list[int] = []
 
 
 def tie_to_parent(parent: int) -> None:
@@ -26,6 +31,21 @@ def tie_to_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         die()
+
+
+def guard_children() -> None:
+    """Start the shell that kills this process's group when this process is gone. POSIX, and only in our own group."""
+    if sys.platform == "win32" or os.getpgrp() != os.getpid():
+        return
+    reading, writing = os.pipe()  # neither end is inherited by other children; the writing one is closed by our death
+    subprocess.Popen(
+        ["/bin/sh", "-c", "read line; kill -KILL 0"],
+        stdin=reading,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(reading)
+    _held.append(writing)
 
 
 def offer_to_oom_killer() -> None:

@@ -126,6 +126,8 @@ def _line(message: Message) -> bytes:
 def _instead(message: Message, why: str) -> bytes:
     if isinstance(message, protocol.TERMINAL):
         what = "The job ended, but what it found could not be sent."
-        return protocol.encode(protocol.Error(t=message.t, kind="internal", what=what, why=f"The {message.type}: {why}."))
+        return protocol.encode(
+            protocol.Error(t=message.t, kind="internal", what=what, why=f"The {message.type}: {why}.")
+        )
     text = f"A message of the kind {message.type} could not be sent: {why}."
     return protocol.encode(protocol.Log(t=message.t, level="warning", text=text))

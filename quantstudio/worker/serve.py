@@ -19,7 +19,7 @@ from quantstudio.core import protocol
 from quantstudio.core.protocol import Message
 from quantstudio.engine import failures
 from quantstudio.worker.channel import Channel, take_stdio
-from quantstudio.worker.lifeline import die, offer_to_oom_killer, tie_to_parent
+from quantstudio.worker.lifeline import die, guard_children, offer_to_oom_killer, tie_to_parent
 from quantstudio.worker.outbox import Outbox
 from quantstudio.worker.session import Session
 
@@ -34,6 +34,7 @@ def serve(perform: Perform) -> NoReturn:
     channel = take_stdio()
     # Written at once and by itself: everything below takes longer than the window should wait for a sign of life.
     _say_hello(channel)
+    guard_children()
     tie_to_parent(parent)
     offer_to_oom_killer()
     faulthandler.enable()

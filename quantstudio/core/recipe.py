@@ -153,7 +153,10 @@ class MeasureSection(_Section):
         description="Measure speed, memory and quality of the original and the result, each in a fresh process.",
     )
     text: EvaluationText = Field(
-        default=BuiltinText(), title="Evaluation text", description="The text on which quality is measured."
+        default=BuiltinText(),
+        title="Evaluation text",
+        description="The text on which quality is measured.",
+        json_schema_extra={"labels": {"builtin": "Two novels (built in)", "file": "A text file of your own"}},
     )
     quality_tokens: int = Field(
         default=32768,

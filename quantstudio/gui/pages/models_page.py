@@ -15,11 +15,23 @@ from quantstudio.gui.background import Latest
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import tr
 from quantstudio.gui.model_texts import Fit, fits
-from quantstudio.gui.widgets.basics import GAP, MARGIN, SPACE, Banner, Card, EmptyState, PageHeader, button, restyle
+from quantstudio.gui.widgets.basics import (
+    GAP,
+    MARGIN,
+    SPACE,
+    Banner,
+    Card,
+    EmptyState,
+    PageHeader,
+    button,
+    page_layout,
+    restyle,
+)
 from quantstudio.gui.widgets.model_details import ModelActions, ModelDetails
 from quantstudio.gui.widgets.model_list import MODEL_ROLE, ModelItems, ModelList
 
 DETAILS_WIDTH = 300
+WIDEST = 1400
 
 
 class ModelsPage(QWidget):
@@ -142,13 +154,12 @@ class ModelsPage(QWidget):
         body.setSpacing(SPACE)
         body.addWidget(self._card, 1)
         body.addWidget(self._side())
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(MARGIN, 20, MARGIN, MARGIN)
-        layout.setSpacing(SPACE)
+        layout = page_layout(self, WIDEST)
         layout.addWidget(
             PageHeader("Models", "Pick one to make it smaller and faster.", self.refresh_button, self.add_button)
         )
         layout.addWidget(self.banner)
+        body.setContentsMargins(0, 0, 0, MARGIN)
         layout.addLayout(body, 1)
 
     def _side(self) -> QFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtGui import QGuiApplication
-from PySide6.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 from quantstudio.core.command_line import command_line
 from quantstudio.core.disk import write_atomically
@@ -24,14 +24,14 @@ from quantstudio.gui.cost import MODEL_FIELD, Cost, work_out
 from quantstudio.gui.forms.editors import ModelEditor
 from quantstudio.gui.forms.recipe_form import RecipeForm
 from quantstudio.gui.language import tr
-from quantstudio.gui.widgets.basics import GAP, MARGIN, SPACE, Banner, PageHeader, button, label
+from quantstudio.gui.widgets.basics import GAP, MARGIN, SPACE, Banner, PageHeader, button, label, page_layout
 from quantstudio.gui.widgets.cost_panel import CostPanel
 from quantstudio.gui.widgets.preset_bar import PresetBar, preset_of
 
 DEBOUNCE_MS = 120
 COPIED_MS = 1500
-PANEL_WIDTH = 280
-FORM_WIDTH = 760
+PANEL_WIDTH, PANEL_WIDEST = 280, 380
+FORM_WIDTH = 780
 TOML_FILTER = "Recipes (*.toml);;All files (*)"
 
 
@@ -135,7 +135,6 @@ class QuantizePage(QWidget):
             "Quantize", "Choose how the model's weights are rounded.", self.open_button, self.save_button
         )
         inside = QWidget()
-        inside.setMaximumWidth(FORM_WIDTH)
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, GAP, MARGIN)
         column.setSpacing(12)
@@ -143,23 +142,24 @@ class QuantizePage(QWidget):
         column.addWidget(self.form)
         body = QHBoxLayout()
         body.setSpacing(SPACE)
-        body.addWidget(_scrolled(inside), 1)
-        body.addLayout(self._side())
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(MARGIN, 20, MARGIN, 0)
-        layout.setSpacing(SPACE)
+        body.addWidget(_scrolled(inside), 3)
+        body.addWidget(self._side(), 1)
+        layout = page_layout(self, FORM_WIDTH + PANEL_WIDEST + SPACE)
         layout.addWidget(header)
         layout.addWidget(self.banner)
         layout.addLayout(body, 1)
 
-    def _side(self) -> QVBoxLayout:
-        side = QVBoxLayout()
-        side.setContentsMargins(0, 0, 0, MARGIN)
-        side.setSpacing(GAP)
-        scroll = _scrolled(self.panel)
-        for part in (scroll, self.hint, self.start_button, self.copy_button):
-            part.setFixedWidth(PANEL_WIDTH)
-            side.addWidget(part, 1 if part is scroll else 0)
+    def _side(self) -> QWidget:
+        side = QWidget()
+        side.setMinimumWidth(PANEL_WIDTH)
+        side.setMaximumWidth(PANEL_WIDEST)
+        side.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        column = QVBoxLayout(side)
+        column.setContentsMargins(0, 0, 0, MARGIN)
+        column.setSpacing(GAP)
+        column.addWidget(_scrolled(self.panel), 1)
+        for part in (self.hint, self.start_button, self.copy_button):
+            column.addWidget(part)
         return side
 
     def _connect(self) -> None:

@@ -22,7 +22,7 @@ from quantstudio.gui.context import AppContext
 from quantstudio.gui.forms.editors import FolderEditor
 from quantstudio.gui.forms.recipe_form import FieldRow
 from quantstudio.gui.language import available_languages, tr
-from quantstudio.gui.widgets.basics import MARGIN, SPACE, Banner, Card, PageHeader, label
+from quantstudio.gui.widgets.basics import MARGIN, SPACE, Banner, Card, PageHeader, label, page_layout
 
 SECTIONS = (
     ("Appearance", ("theme", "language")),
@@ -91,9 +91,8 @@ class SettingsPage(QWidget):
 
     def _lay_out(self) -> None:
         inside = QWidget()
-        inside.setMaximumWidth(WIDTH)
         column = QVBoxLayout(inside)
-        column.setContentsMargins(0, 0, 0, MARGIN)
+        column.setContentsMargins(0, 0, 8, MARGIN)
         column.setSpacing(SPACE)
         for title, names in SECTIONS:
             card = Card(title)
@@ -110,9 +109,7 @@ class SettingsPage(QWidget):
         scroll.setWidget(inside)
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(MARGIN, 20, MARGIN, 0)
-        layout.setSpacing(SPACE)
+        layout = page_layout(self, WIDTH)
         layout.addWidget(PageHeader("Settings", "Changes take effect at once."))
         layout.addWidget(self.banner)
         layout.addWidget(scroll, 1)

@@ -101,6 +101,20 @@ def column(*parts: QWidget | None, spacing: int = GAP) -> QVBoxLayout:
     return layout
 
 
+def page_layout(page: QWidget, widest: int) -> QVBoxLayout:
+    """The layout of a page: margins, and content that stays on the left and no wider than `widest` on huge screens."""
+    inside = QWidget()
+    inside.setMaximumWidth(widest)
+    outer = QHBoxLayout(page)
+    outer.setContentsMargins(MARGIN, 20, MARGIN, 0)
+    outer.addWidget(inside, 1000)
+    outer.addStretch(1)
+    layout = QVBoxLayout(inside)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(SPACE)
+    return layout
+
+
 def restyle(widget: QWidget, name: str, value: object) -> None:
     """Change a property that the stylesheet looks at, and have it look again."""
     if widget.property(name) != value:

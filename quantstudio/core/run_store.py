@@ -113,26 +113,29 @@ def create_run(home: Path, recipe: Recipe) -> Path:
     folder = new_run_folder(home, run_title(recipe))
     try:
         prepare_run(folder, recipe)
-    except OSError as error:
+    except DiskProblem:
         remove_tree(folder)
-        raise disk_problem(error) or _no_folder(folder, error) from error
+        raise
     return folder
 
 
 def prepare_run(folder: Path, recipe: Recipe) -> RunHeader:
-    """Write recipe and header into a run folder unless it has a header already; the header. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / HEADER).exists():
-        return read_header(folder)
-    write_atomically(folder / RECIPE, recipe_to_toml(recipe))
-    write_atomically(folder / RESOLVED, recipe_to_json(recipe))
+    """Write recipe and header into a run folder unless it has a header already; the header. Raises DiskProblem."""
     header = RunHeader(
         name=run_title(recipe),
         created=time.time(),
         model=model_title(recipe),
         label=recipe.scheme.weight_spec().label,
     )
-    write_header(folder, header)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / HEADER).exists():
+            return read_header(folder)
+        write_atomically(folder / RECIPE, recipe_to_toml(recipe))
+        write_atomically(folder / RESOLVED, recipe_to_json(recipe))
+        write_header(folder, header)
+    except OSError as error:
+        raise disk_problem(error) or _no_folder(folder, error) from error
     return header
 
 

@@ -16,7 +16,6 @@ from quantstudio.core.disk import disk_problem
 from quantstudio.core.errors import (
     DiskProblem,
     ModelDamaged,
-    ModelUnsupported,
     OutOfMemory,
     QuantStudioError,
 )
@@ -26,10 +25,8 @@ INTERNAL = "internal"
 _OUT_OF_MEMORY_TEXTS = ("not enough memory", "out of memory", "cannot allocate memory", "bad_alloc", "bad allocation")
 _SECRETS = (
     (re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{8,}"), r"\1_…"),
-    (
-        re.compile(r"(?i)\b(bearer|token|password|api[_-]?key)([\"']?\s*[:=]?\s+|[\"']?[:=])[\"']?[^\s\"',;]{6,}"),
-        r"\1 …",
-    ),
+    (re.compile(r"(?i)\b(bearer)\s+[^\s\"',;]{6,}"), r"\1 …"),
+    (re.compile(r"(?i)\b(token|password|api[_-]?key)([\"']?\s*[:=]\s*)[\"']?[^\s\"',;&]{6,}"), r"\1\2…"),
     (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1…@"),
 )
 
@@ -102,11 +99,6 @@ def _known(error: BaseException, recipe: Recipe | None) -> QuantStudioError | No
         return disk_problem(error)
     if type(error).__name__ == "SafetensorError":
         return _safetensors_error(error)
-    if isinstance(error, KeyError) and "model_type" in _where(error):
-        return ModelUnsupported(
-            f"The model's architecture {error} is not known.",
-            hint="Update transformers, or choose another model.",
-        )
     return None
 
 
@@ -132,11 +124,6 @@ def _safetensors_error(error: BaseException) -> QuantStudioError:
     return ModelDamaged(
         "A weight file of the model is damaged.", why=f"{_short(text)}.", hint="Download or copy the model again."
     )
-
-
-def _where(error: BaseException) -> str:
-    """Source lines that the exception passed through."""
-    return " ".join(frame.line or "" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _cuda_in_use() -> bool:

@@ -59,6 +59,11 @@ class NewTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def rows(self) -> int:
+        """Rows, when the last dimension is a row."""
+        return math.prod(self.shape[:-1])
+
 
 class CheckpointReader:
     """Reads tensors, or some rows of them, from the safetensors files of a model folder. For one thread at a time.
@@ -100,10 +105,10 @@ class CheckpointReader:
         return self._read(name, 0, stored.nbytes).view(stored.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop` (not included) of a matrix."""
-        rows, columns = self.tensors[name].shape
-        stop = min(stop, rows)
-        row_bytes = columns * torch_dtype(self.tensors[name].dtype, name).itemsize
+        """Rows `start` to `stop` (not included) as a matrix. A row is the last dimension, whatever comes before it."""
+        stored = self.tensors[name]
+        columns = stored.shape[-1] if stored.shape else 1
+        row_bytes = columns * torch_dtype(stored.dtype, name).itemsize
         return self._read(name, start * row_bytes, (stop - start) * row_bytes).view(stop - start, columns)
 
     def _read(self, name: str, offset: int, nbytes: int) -> torch.Tensor:
@@ -179,16 +184,18 @@ class CheckpointWriter:
         return [self._folder / f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
 
     def write(self, name: str, data: torch.Tensor, row: int = 0) -> None:
-        """Write a tensor, or, from `row` on, some rows of it."""
+        """Write a tensor, or, from `row` on, some rows of it. A row is the last dimension."""
         place = self._places[name]
-        if data.dtype != DTYPES[place.tensor.dtype] or data.shape[1:] != place.tensor.shape[1:]:
-            raise ValueError(f"{name}: {data.dtype} {list(data.shape)} does not fit {place.tensor}")
+        columns = place.tensor.shape[-1] if place.tensor.shape else 1
+        room = (place.tensor.rows - row) * columns
+        width = data.shape[-1] if data.shape else 1
+        if data.dtype != DTYPES[place.tensor.dtype] or data.numel() > room or width not in (columns, 0):
+            raise ValueError(f"{name}: {data.dtype} {list(data.shape)} at row {row} does not fit {place.tensor}")
         view = data.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        row_bytes = place.tensor.nbytes // place.tensor.shape[0] if row else 0
         file = self._shards[place.shard].file
         assert file is not None  # noqa: S101 - opened in the constructor
         with self._disk_errors():
-            file.seek(place.begin + row * row_bytes)
+            file.seek(place.begin + row * columns * data.element_size())
             done = 0
             while done < len(view):
                 done += file.write(view[done:])

@@ -188,15 +188,16 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Signed codes `[rows, columns]` → int32 `[rows, ceil(columns * bits / 32)]`, lowest bits first."""
     per_word = WORD_BITS // bits
     padding = -codes.shape[1] % per_word
-    unsigned = torch.nn.functional.pad(codes.contiguous().view(torch.uint8) + (1 << (bits - 1)), (0, padding))
+    unsigned = torch.nn.functional.pad(codes.view(torch.uint8) + (1 << (bits - 1)), (0, padding))
     if bits == 4:
         unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
-    return unsigned.contiguous().view(torch.int32)
+    # Flattened first: a single row counts as contiguous whatever its strides, and then cannot be viewed as int32.
+    return unsigned.reshape(-1).view(torch.int32).view(codes.shape[0], -1)
 
 
 def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """The opposite of `pack`: int8 `[rows, columns]`."""
-    unsigned = packed.contiguous().view(torch.uint8)
+    unsigned = packed.reshape(-1).view(torch.uint8).view(packed.shape[0], -1)
     if bits == 4:
         unsigned = torch.stack((unsigned & 0xF, unsigned >> 4), dim=-1).view(packed.shape[0], -1)
     return (unsigned[:, :columns] - (1 << (bits - 1))).view(torch.int8)

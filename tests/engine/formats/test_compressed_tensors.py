@@ -76,6 +76,9 @@ def test_packing_is_that_of_the_library(bits, columns):
     assert torch.equal(packed, pack_to_int32(codes, bits))
     assert torch.equal(unpack(packed, bits, columns), codes)
     assert torch.equal(pack(codes.t(), bits).t(), pack_to_int32(codes, bits, packed_dim=0))
+    column = codes[:, :1]
+    assert torch.equal(pack(column.t(), bits).t(), pack_to_int32(column, bits, packed_dim=0))
+    assert torch.equal(unpack(pack(column.t(), bits), bits, 37).t(), column)
 
 
 def test_zero_points_decode_with_the_library():

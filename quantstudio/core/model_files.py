@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -38,6 +39,8 @@ DTYPE_BITS: dict[str, int] = {
 }
 """Bits per element of every dtype that safetensors knows."""
 
+_TENSOR_NAME = re.compile(rf"[\w./:@+-]{{1,{MAX_NAME}}}")
+"""No blanks, quotes or angle brackets: names end up in messages, patterns and pages."""
 _COPY_AGAIN = "Download or copy the model again."
 
 
@@ -198,7 +201,7 @@ def _tensors(path: Path, header: dict[str, Any], data_bytes: int) -> list[Stored
 
 def _entry(path: Path, name: str, entry: object) -> tuple[StoredTensor, int, int]:
     """Check one entry of a header; returns the tensor and where its bytes begin and end."""
-    if not isinstance(entry, dict) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+    if not isinstance(entry, dict) or not _TENSOR_NAME.fullmatch(name):
         raise _damaged(path, f"Its header has an entry that is no tensor: {name[:60]!r}")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:

@@ -81,7 +81,7 @@ def read_model_info(folder: Path) -> ModelInfo:
     require_safe(folder)
     tensors = _read_tensors(folder)
     text = _text_config(config)
-    model_type = str(text.get("model_type") or config.get("model_type") or "")[:80]
+    model_type = _word(text.get("model_type")) or _word(config.get("model_type"))
     blocks = _number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     _check_blocks(tensors, blocks)
     slots = [slot for tensor in tensors if (slot := slot_of(tensor, model_type))]
@@ -196,7 +196,7 @@ def _tied_head(slots: Iterable[WeightSlot]) -> WeightSlot:
 def _quantized(config: dict[str, Any], tensors: list[TensorInfo]) -> str:
     settings = config.get("quantization_config", config.get("compression_config"))
     if isinstance(settings, dict):
-        return str(settings.get("quant_method") or "unknown")[:40]
+        return _word(settings.get("quant_method")) or "unknown"
     if any(tensor.dtype.startswith("F8_") for tensor in tensors):
         return "float8"
     return ""
@@ -222,7 +222,12 @@ def _inner(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _architecture(config: dict[str, Any]) -> str:
     names = config.get("architectures")
-    return names[0][:120] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    return _word(names[0]) if isinstance(names, list) and names else ""
+
+
+def _word(value: object) -> str:
+    """A name from a stranger's file if it looks like one, else nothing: it is shown to people and put into pages."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,80}", value) else ""
 
 
 def _main_dtype(tensors: list[TensorInfo]) -> str:
@@ -241,11 +246,12 @@ def _number(config: dict[str, Any], *names: str) -> int:
 def _license(folder: Path) -> str:
     text = _card(folder / "README.md")
     front = re.match(r"---\s*\n(.*?)\n---", text, flags=re.DOTALL)
-    found = re.search(r"^license:[ \t]*[\"']?([\w.+-]{1,60})", front.group(1), flags=re.MULTILINE) if front else None
-    if found:
-        return found.group(1)
+    for field in ("license_name", "license"):  # where the licence is "other", the first one says which
+        pattern = rf"^{field}:[ \t]*[\"']?([\w.+-]{{1,60}})"
+        if front and (found := re.search(pattern, front.group(1), flags=re.MULTILINE)):
+            return found.group(1)
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.upper().startswith(("LICENSE", "LICENCE")))
-    return names[0][:60] if names else ""
+    return next(filter(None, map(_word, names)), "")
 
 
 def _card(path: Path) -> str:

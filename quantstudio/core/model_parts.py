@@ -64,6 +64,7 @@ _ROUTER = re.compile(r"(^|\.)(gate|router|router\.\w+|wg|shared_expert_gate)$")
 _OTHER_TOWERS = re.compile(
     r"(^|\.)(vision_tower|vision_model|visual|audio_tower|audio_model|multi_modal_projector|mm_projector|embed_vision)\."
 )
+IN_ANOTHER_TOWER = "part of the encoder for images or sound"
 _CONVOLUTION = re.compile(r"(^|\.)conv\w*$")
 _INSIDE_LAYERS = re.compile(r"(^|\.)(layers?|h|blocks?)\.\d+\.")
 
@@ -112,6 +113,8 @@ def is_position_table(name: str, shape: tuple[int, ...]) -> bool:
 def slot_of(tensor: TensorInfo, model_type: str) -> WeightSlot | None:
     """The weight matrix that a tensor is, or None where nobody would look for one (norms, biases, position tables)."""
     module, _, leaf = tensor.name.rpartition(".")
+    if tensor.part is Part.REST and _OTHER_TOWERS.search(tensor.name) and leaf == "weight" and len(tensor.shape) == 2:
+        return WeightSlot(module, tensor.name, *tensor.shape, Part.REST, quantizable=False, why_not=IN_ANOTHER_TOWER)
     if tensor.part is Part.REST or leaf in QUANTIZED_COMPANIONS:
         return None
     module = module if leaf in ("weight", PACKED) else tensor.name

@@ -141,6 +141,44 @@ def test_a_licence_file_stands_in_for_a_card(make_model):
     assert read_model_info(folder).license == "LICENSE-MIT"
 
 
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: other\nlicense_name: gemma\n---\n", "gemma"),
+        ("---\r\nlicense: 'mit'\r\n---\r\n", "mit"),
+        ("---\nlicense: <b>free</b>\n---\n", ""),
+        ("license: mit\n", ""),
+        ("---\nlicense:\n- mit\n---\n", ""),
+    ],
+)
+def test_the_licence_is_what_the_front_matter_says(make_model, card, licence):
+    folder = make_model()
+    (folder / "README.md").write_bytes(card.encode())
+    assert read_model_info(folder).license == licence
+
+
+def test_names_that_are_no_names_do_not_reach_the_screen(make_model):
+    folder = make_model(
+        model_type="<img src=x>", architectures=["<script>"], quantization_config={"quant_method": "gptq"}
+    )
+    info = read_model_info(folder)
+    assert (info.model_type, info.architecture, info.quantized) == ("", "", "gptq")
+    make_model.write_safetensors(folder / "model.safetensors", {"<b>bold</b>.weight": ("BF16", (4, 4))})
+    with pytest.raises(ModelDamaged, match="no tensor"):
+        read_model_info(folder)
+
+
+def test_encoders_of_images_stay_and_are_named(make_model):
+    tensors = make_model.llama_tensors() | {
+        "model.vision_tower.layers.0.fc1.weight": ("BF16", (64, 64)),
+        "model.vision_tower.layers.0.fc1.bias": ("BF16", (64,)),
+    }
+    info = read_model_info(make_model(tensors=tensors))
+    (slot,) = [slot for slot in info.slots if not slot.quantizable]
+    assert (slot.module, slot.part) == ("model.vision_tower.layers.0.fc1", Part.REST)
+    assert slot.why_not == "part of the encoder for images or sound"
+
+
 def test_no_folder_and_no_model_folder(tmp_path):
     with pytest.raises(ModelNotFound, match="There is no folder"):
         read_model_info(tmp_path / "nowhere")

@@ -12,11 +12,11 @@ from pathlib import Path
 from quantstudio.cli.flags import given_values, with_flags
 from quantstudio.cli.terminal import Terminal, interrupt_cancels, print_error
 from quantstudio.core import protocol
-from quantstudio.core.humanize import human_bytes, human_seconds
+from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
 from quantstudio.core.jobs import MeasureJob, RunJob
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
-from quantstudio.core.result import RunResult
+from quantstudio.core.result import Interval, Measurement, RunResult
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(message.data, indent=2))
     else:
-        _print_measurement(message.data)
+        _print_measurement(Measurement.model_validate(message.data))
     return OK
 
 
@@ -122,17 +122,22 @@ def _ending(message: protocol.Message) -> int:
     return INTERRUPTED
 
 
-def _print_measurement(data: dict[str, object]) -> None:
-    from quantstudio.core.result import Performance
+def _print_measurement(measured: Measurement) -> None:
+    speed = measured.performance
+    rows = [
+        ("load", human_seconds(speed.load_s)),
+        ("peak memory", human_bytes(speed.peak_rss)),
+        ("first token", f"{human_seconds(speed.ttft_s.median)} after a prompt of {speed.prompt_tokens} tokens"),
+        ("prompt", human_rate(speed.prompt_tps.median)),
+        ("answer", human_rate(speed.decode_tps.median)),
+        ("perplexity", _with_interval(measured.perplexity)),
+        ("bits per byte", _with_interval(measured.bits_per_byte)),
+        *((f"{count} layers on", name) for name, count in speed.kernels.items()),
+    ]
+    print(f"\n{measured.model_name} ({speed.label}) on {speed.device}, {speed.threads} threads")
+    for name, text in rows:
+        print(f"  {name:<16} {text}")
 
-    performance = Performance.model_validate(data["performance"])
-    print(f"\n{performance.label} on {performance.device}, {performance.threads} threads")
-    print(f"  load                 {human_seconds(performance.load_s)}")
-    print(f"  peak memory          {human_bytes(performance.peak_rss)}")
-    print(
-        f"  first token          {human_seconds(performance.ttft_s.median)} ({performance.prompt_tokens} token prompt)"
-    )
-    print(f"  prompt               {performance.prompt_tps.median:,.0f} tokens/s")
-    print(f"  answer               {performance.decode_tps.median:,.1f} tokens/s")
-    for name, count in performance.kernels.items():
-        print(f"  {count:4d} layers on      {name}")
+
+def _with_interval(interval: Interval) -> str:
+    return f"{interval.value:.4g} (95 % interval {interval.low:.4g} to {interval.high:.4g})"

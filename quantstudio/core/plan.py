@@ -3,9 +3,10 @@
 The window, the command line and the engine all take their word from here, so what is shown before a run is what the run
 does: which layers get which grid, which stay and why, what does not fit, and how many bytes come out.
 
-Bytes are those of the compressed-tensors encoding: int4 codes packed eight to an int32 along each row, int8 codes one
-to a byte, bf16 scales, zero points packed along the rows, and two int64 for the shape of a packed matrix. Tensors that
-stay are written as bf16 where they are floating point, and as they are otherwise. File headers are not counted.
+Bytes are those of the compressed-tensors encoding as the engine writes it: codes packed into int32 along each row with
+two int64 for the shape, except int8 codes of head, embedding and layers with int8 activations, which lie one to a byte;
+bf16 scales; four bytes for the zero point of a group, because packed zero points are padded. Tensors that stay are
+written as bf16 where they are floating point, and as they are otherwise. File headers are not counted.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from functools import lru_cache
 from math import ceil, gcd
 
 from quantstudio.core.errors import LayerMisfit, ModelUnsupported
+from quantstudio.core.humanize import human_bytes
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import FLOAT_DTYPES, Part, TensorInfo, WeightSlot
 from quantstudio.core.recipe import EmbeddingChoice, HeadChoice, OnMisfit, Recipe
 from quantstudio.core.result import Sizes
-from quantstudio.core.schemes import INT8_PER_CHANNEL, SMALLEST_GROUP, WeightSpec, fitting_group_sizes
+from quantstudio.core.schemes import INT8_PER_CHANNEL, SMALLEST_GROUP, ActivationKind, WeightSpec, fitting_group_sizes
 
+SHAPE_BYTES = 16
 KEPT_BY_PATTERN = "kept by the recipe"
 KEPT_HEAD = "the recipe keeps the head"
 KEPT_EMBEDDING = "the recipe keeps the embedding"
@@ -61,7 +64,8 @@ class QuantizationPlan:
     shared_table: bool
     """Tied model whose head and embedding stay one int8 table."""
     sizes: Sizes
-    """Predicted bytes of the tensors in the output, by part. A tied matrix counts as embedding."""
+    """Predicted bytes of the tensors in the output, by part. A tied matrix counts as embedding; where it is a shared
+    int8 table, the head still has scales of its own."""
     original_sizes: Sizes
     on_misfit: OnMisfit = OnMisfit.REFUSE
     source_quantization: str = ""
@@ -132,15 +136,14 @@ def make_plan(info: ModelInfo, recipe: Recipe) -> QuantizationPlan:
     )
 
 
-def quantized_bytes(rows: int, columns: int, spec: WeightSpec) -> int:
-    """Bytes that a `[rows, columns]` weight takes in the output on this grid."""
-    groups = columns // spec.group_size if spec.group_size else 1
-    scales = 2 * rows * groups
-    if spec.bits == 8:
-        return rows * columns + scales
-    codes = 4 * rows * ceil(columns * spec.bits / 32)
-    zero_points = 0 if spec.symmetric else 4 * groups * ceil(rows * spec.bits / 32)
-    return codes + scales + zero_points + 16
+def quantized_bytes(slot: WeightSlot, spec: WeightSpec) -> int:
+    """Bytes that a weight takes in the output on this grid."""
+    rows, columns = slot.rows, slot.columns
+    scales = rows * (columns // spec.group_size if spec.group_size else 1)
+    plain = spec.bits == 8 and (slot.part is not Part.LAYER or spec.activations is not ActivationKind.NONE)
+    codes = rows * columns if plain else 4 * rows * ceil(columns * spec.bits / 32) + SHAPE_BYTES
+    zero_points = 0 if spec.symmetric else scales * (1 if plain else 4)
+    return codes + 2 * scales + zero_points
 
 
 def kept_bytes(tensor: TensorInfo) -> int:
@@ -242,12 +245,16 @@ def _sizes(info: ModelInfo, layers: list[LayerPlan], *, tied_output: bool) -> Si
     for layer in layers:
         slot = layer.slot
         if info.tied and tied_output and slot.part is Part.HEAD:
-            continue  # counted as embedding
-        spec = layer.spec
-        total[slot.part] += quantized_bytes(slot.rows, slot.columns, spec) if spec else kept_bytes(tensors[slot.tensor])
+            total[Part.HEAD] += 2 * slot.rows if layer.spec else 0
+        else:
+            total[slot.part] += _bytes(layer, tensors[slot.tensor])
     in_slots = {layer.slot.tensor for layer in layers}
     total[Part.REST] += sum(kept_bytes(tensor) for tensor in info.tensors if tensor.name not in in_slots)
     return _as_sizes(total)
+
+
+def _bytes(layer: LayerPlan, tensor: TensorInfo) -> int:
+    return quantized_bytes(layer.slot, layer.spec) if layer.spec else kept_bytes(tensor)
 
 
 def _original_sizes(info: ModelInfo) -> Sizes:
@@ -280,11 +287,10 @@ def _notices(
 def _untied_notice(info: ModelInfo, layers: list[LayerPlan]) -> str:
     tensors = {tensor.name: tensor for tensor in info.tensors}
     head = next(layer for layer in layers if layer.slot.part is Part.HEAD)
-    slot = head.slot
-    cost = quantized_bytes(slot.rows, slot.columns, head.spec) if head.spec else kept_bytes(tensors[slot.tensor])
+    cost = _bytes(head, tensors[head.slot.tensor])
     return (
         "Head and embedding are one matrix in this model. As the recipe treats them differently, the head becomes a "
-        f"matrix of its own, which adds {cost / 1e6:,.1f} MB."
+        f"matrix of its own, which adds {human_bytes(cost)}."
     )
 
 

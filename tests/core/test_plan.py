@@ -3,10 +3,10 @@
 import pytest
 
 from quantstudio.core.errors import LayerMisfit, ModelUnsupported
-from quantstudio.core.model_info import Part, read_model_info
+from quantstudio.core.model_info import Part, WeightSlot, read_model_info
 from quantstudio.core.plan import make_plan, quantized_bytes, short_names, smaller_group
 from quantstudio.core.recipe import LayersSection, Recipe
-from quantstudio.core.schemes import INT8_PER_CHANNEL, W4A8, W4A16, W8A8, W8A16, WeightSpec
+from quantstudio.core.schemes import INT8_PER_CHANNEL, W4A8, W4A16, W8A8, W8A16, ActivationKind, WeightSpec
 
 
 @pytest.fixture
@@ -133,7 +133,8 @@ def test_what_becomes_of_a_tied_table(tied, layers, shared, head, embedding):
     assert plan.shared_table is shared
     assert plan.tied_output is stays_tied
     assert plan.sizes.embedding == bytes_of[embedding]
-    assert plan.sizes.head == (0 if stays_tied else bytes_of[head])
+    own_scales = 320 * 2 if shared else 0
+    assert plan.sizes.head == (own_scales if stays_tied else bytes_of[head])
     assert (plan.original_sizes.embedding, plan.original_sizes.head) == (bf16, 0)
     untied = [notice for notice in plan.notices if "one matrix" in notice]
     assert bool(untied) is not stays_tied
@@ -151,35 +152,43 @@ def test_w8a8_head_needs_a_table_of_its_own(tied):
     assert plan.sizes.head == plan.sizes.embedding
 
 
+def slot(rows, columns, part=Part.LAYER):
+    return WeightSlot("m", "m.weight", rows, columns, part, quantizable=True)
+
+
 @pytest.mark.parametrize(
     ("spec", "nbytes"),
     [
-        (WeightSpec(8, None), 48 * 152 + 48 * 2),
+        (WeightSpec(8, None), 48 * 152 + 48 * 2 + 16),
         (WeightSpec(4, 8), 48 * 19 * 4 + 48 * 19 * 2 + 16),
         (WeightSpec(4, None), 48 * 19 * 4 + 48 * 2 + 16),
-        (WeightSpec(4, 76, symmetric=False), 48 * 19 * 4 + 48 * 2 * 2 + 2 * (48 * 4 // 32) * 4 + 16),
-        (WeightSpec(4, None, symmetric=False), 48 * 19 * 4 + 48 * 2 + 6 * 4 + 16),
+        (WeightSpec(4, 76, symmetric=False), 48 * 19 * 4 + 48 * 2 * (2 + 4) + 16),
     ],
 )
-def test_bytes_of_a_matrix_of_48_rows_and_152_columns(spec, nbytes):
-    assert quantized_bytes(48, 152, spec) == nbytes
+def test_bytes_of_a_layer_of_48_rows_and_152_columns(spec, nbytes):
+    assert quantized_bytes(slot(48, 152), spec) == nbytes
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(48, 152), (10, 24), (33, 64)])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("group_size", [8, None])
-def test_bytes_are_those_that_compressed_tensors_writes(rows, columns, symmetric, group_size):
-    torch = pytest.importorskip("torch")
-    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
-    groups = columns // (group_size or columns)
-    stored = [
-        helpers.pack_to_int32(torch.zeros(rows, columns, dtype=torch.int8), 4),
-        torch.zeros(rows, groups, dtype=torch.bfloat16),
-        torch.tensor([rows, columns]),
-    ]
-    if not symmetric:
-        stored.append(helpers.pack_to_int32(torch.zeros(rows, groups, dtype=torch.int8), 4, packed_dim=0))
-    assert quantized_bytes(rows, columns, WeightSpec(4, group_size, symmetric)) == sum(t.nbytes for t in stored)
+@pytest.mark.parametrize(("rows", "columns"), [(48, 152), (10, 24), (33, 65)])
+@pytest.mark.parametrize("part", [Part.LAYER, Part.HEAD, Part.EMBEDDING])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        WeightSpec(4, None),
+        WeightSpec(4, 8),
+        WeightSpec(4, 8, symmetric=False),
+        WeightSpec(4, None, symmetric=False, activations=ActivationKind.INT8_TOKEN),
+        WeightSpec(8, None),
+        WeightSpec(8, None, activations=ActivationKind.INT8_TOKEN),
+    ],
+    ids=lambda spec: spec.label,
+)
+def test_bytes_are_those_that_the_engine_writes(rows, columns, part, spec):
+    pytest.importorskip("torch")
+    from quantstudio.engine.formats.compressed_tensors import StoredModule, encoding_for, layout
+
+    stored = StoredModule("m", rows, columns, spec, encoding_for(spec, part))
+    assert quantized_bytes(slot(rows, columns, part), spec) == sum(tensor.nbytes for tensor in layout(stored))
 
 
 def test_sizes_by_part_add_up(llama):
@@ -189,8 +198,7 @@ def test_sizes_by_part_add_up(llama):
     assert original.embedding == original.head == 320 * 64 * 2
     assert original.rest == plan.sizes.rest == 7 * 64 * 2
     square, wide, tall = (
-        quantized_bytes(rows, columns, WeightSpec(4, 8, symmetric=False))
-        for rows, columns in ((64, 64), (152, 64), (64, 152))
+        quantized_bytes(slot(rows, columns), plan.layers[1].spec) for rows, columns in ((64, 64), (152, 64), (64, 152))
     )
     assert plan.sizes.layers == 3 * (4 * square + 2 * wide + tall)
 

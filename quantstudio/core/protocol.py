@@ -181,7 +181,24 @@ MESSAGES: dict[str, type[Message]] = {
     )
 }
 TERMINAL = (Result, Error, CancelledMessage)
-_FIELDS = {name: frozenset(f.name for f in dataclasses.fields(cls)) for name, cls in MESSAGES.items()}
+_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "dict[str, Any]": (dict,),
+}
+_FIELDS = {
+    name: {field.name: _PYTHON_TYPES[str(field.type)] for field in dataclasses.fields(cls)}
+    for name, cls in MESSAGES.items()
+}
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def to_dict(message: Message) -> dict[str, Any]:
@@ -197,16 +214,24 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes | str) -> Message | None:
-    """Read one line. None for a message type that this version does not know. Raises ValueError for a broken line."""
-    data = json.loads(line)
+    """Read one line. None for a message type that this version does not know. Raises ValueError for a broken line.
+
+    Values are checked for their JSON type, because a window does arithmetic with them.
+    """
+    data = _DECODER.decode(line if isinstance(line, str) else line.decode())
     if not isinstance(data, dict):
         raise ValueError("a message is a JSON object")
-    cls = MESSAGES.get(data.get("type", ""))
+    kind = data.get("type")
+    cls = MESSAGES.get(kind) if isinstance(kind, str) else None
     if cls is None:
         return None
-    names = _FIELDS[cls.type]
+    types = _FIELDS[cls.type]
+    values = {name: value for name, value in data.items() if name in types}
+    for name, value in values.items():
+        if not isinstance(value, types[name]):
+            raise ValueError(f"{name} of a {cls.type} message is {value!r:.50}")
     try:
-        return cls(**{name: value for name, value in data.items() if name in names})
+        return cls(**values)
     except TypeError as error:
         raise ValueError(f"a {cls.type} message lacks a key: {error}") from error
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LABEL = 30
+_LOCK = threading.RLock()
 
 
 class Chart(StrEnum):
@@ -64,6 +66,8 @@ class ChartStyle:
     grid: str = "#e1e4ea"
     series: tuple[str, ...] = ("#8a93a5", "#3f56d9", "#0f9488", "#d9702b", "#a63fc4", "#c02b60", "#5d8a1c", "#1787c2")
     font_size: float = 9.0
+    fonts: tuple[str, ...] = ()
+    """Families to prefer where they are installed."""
 
     def colour(self, index: int) -> str:
         """Colour of the row at `index`: 0 is the original's, which no run is given."""
@@ -118,6 +122,22 @@ def chart_svg(chart: Chart, group: Comparison, style: ChartStyle | None = None) 
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
+def chart_pixels(
+    chart: Chart, group: Comparison, style: ChartStyle, size: tuple[float, float], dpi: float
+) -> tuple[bytes, int, int]:
+    """The chart as RGBA pixels, 8 bits each, row by row, with their width and height. `size` in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _drawing(style):
+        figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        draw_chart(figure, chart, group, style)
+        canvas.draw()
+        width, height = canvas.get_width_height()
+        return bytes(canvas.buffer_rgba()), width, height
+
+
 def save_comparison(results: Sequence[RunResult], path: Path, style: ChartStyle | None = None) -> None:
     """Write every chart of these runs as one picture (`.png` or `.svg`). Raises OSError."""
     _save(overview(compare(results), style), path)
@@ -169,6 +189,7 @@ def _drawing(style: ChartStyle) -> Iterator[None]:
 
     settings: dict[str, Any] = {
         "font.size": style.font_size,
+        "font.family": [*_installed(style.fonts), "DejaVu Sans"],
         "text.color": style.text,
         "text.parse_math": False,
         "axes.edgecolor": style.grid,
@@ -179,10 +200,18 @@ def _drawing(style: ChartStyle) -> Iterator[None]:
         "svg.fonttype": "path",
         "svg.hashsalt": "quantstudio",
     }
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    # matplotlib's settings belong to the whole process: one drawing at a time, from whatever thread.
+    with _LOCK, mpl.rc_context(settings), warnings.catch_warnings():
         # A model may be named in letters that the font lacks: boxes in the chart, not a warning on the terminal.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
+
+
+def _installed(families: Sequence[str]) -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    known = {font.name for font in fontManager.ttflist}
+    return [family for family in families if family in known]
 
 
 def _draw_size(figure: Any, group: Comparison, style: ChartStyle) -> None:

@@ -48,19 +48,19 @@ def _terminal_group(group: Comparison) -> str:
 
 
 def markdown_table(results: Sequence[RunResult]) -> str:
-    """The comparison as GitHub-flavoured Markdown: rows are models, columns are quantities."""
+    """The comparison as GitHub-flavoured Markdown, the models side by side."""
     parts = []
     for group in compare(results):
-        head = "| " + " | ".join(["", *(column.title for column in group.columns)]) + " |"
-        rule = "| --- |" + " ---: |" * len(group.columns)
-        lines = [_markdown_row(row, group.columns) for row in group.rows]
+        head = "| " + " | ".join(["", *(_markdown(_full_name(row)) for row in group.rows)]) + " |"
+        rule = "| --- |" + " ---: |" * len(group.rows)
+        lines = [_markdown_line(column, group.rows) for column in group.columns]
         foot = [*group.notes, *(["\\* within the noise."] if _any_uncertain(group) else [])]
         parts.append("\n".join([head, rule, *lines, "", _markdown(group.conditions), *map(_markdown, foot)]))
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_row(row: Row, columns: Sequence[Column]) -> str:
-    return "| " + " | ".join([_markdown(_full_name(row)), *(_markdown_cell(row.cells[c.id]) for c in columns)]) + " |"
+def _markdown_line(column: Column, rows: Sequence[Row]) -> str:
+    return "| " + " | ".join([column.title, *(_markdown_cell(row.cells[column.id]) for row in rows)]) + " |"
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -130,8 +130,8 @@ def html_report(results: Sequence[RunResult], *, title: str = "QuantStudio compa
 
 
 def _html_group(group: Comparison) -> str:
-    head = "".join(f'<th scope="col" title="{escape(c.help)}">{escape(c.title)}</th>' for c in group.columns)
-    rows = "\n".join(_html_row(row, group.columns) for row in group.rows)
+    head = "".join(_html_model(row) for row in group.rows)
+    rows = "\n".join(_html_line(column, group.rows) for column in group.columns)
     verdicts = "\n".join(_html_verdict(row) for row in group.runs if row.verdict)
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in group.notes)
     noise = (
@@ -139,17 +139,20 @@ def _html_group(group: Comparison) -> str:
     )
     return (
         f"<section><h2>{escape(group.model_name)}</h2>\n{notes}{verdicts}\n"
-        f'<div class="wide"><table><thead><tr><th scope="col">Model</th>{head}</tr></thead>\n<tbody>{rows}</tbody>'
+        f'<div class="wide"><table><thead><tr><td></td>{head}</tr></thead>\n<tbody>{rows}</tbody>'
         f'</table></div>\n<p class="small">{escape(group.conditions)} '
         f"Ratios are against the original as measured in the same run.</p>{noise}\n{_html_charts(group)}</section>"
     )
 
 
-def _html_row(row: Row, columns: Sequence[Column]) -> str:
-    cells = "".join(_html_cell(row.cells[column.id]) for column in columns)
-    scheme = "" if row.is_original else f"<small>{escape(row.label)}</small>"
-    name = "Original" if row.is_original else row.name
-    return f'<tr><th scope="row">{escape(name)}{scheme}</th>{cells}</tr>'
+def _html_model(row: Row) -> str:
+    name, below = ("Original", "") if row.is_original else (row.name, f"<small>{escape(row.label)}</small>")
+    return f'<th scope="col">{escape(name)}{below}</th>'
+
+
+def _html_line(column: Column, rows: Sequence[Row]) -> str:
+    cells = "".join(_html_cell(row.cells[column.id]) for row in rows)
+    return f'<tr><th scope="row" title="{escape(column.help)}">{escape(column.title)}</th>{cells}</tr>'
 
 
 def _html_cell(cell: Cell) -> str:
@@ -205,10 +208,10 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
   max-width: 76rem; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin-bottom: .25rem; }
 ul { margin-top: 0; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; min-width: 60%; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   vertical-align: top; }
-th:first-child { text-align: left; } thead th { color: var(--muted); font-weight: 600; }
+th:first-child { text-align: left; } tbody th { color: var(--muted); font-weight: 400; }
 td small, th small { display: block; color: var(--muted); font-weight: 400; }
 td.best { background: var(--best); } .note { background: var(--warn); padding: .5rem .75rem; border-radius: .4rem; }
 .small, footer { color: var(--muted); font-size: .87rem; }

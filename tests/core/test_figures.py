@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from quantstudio.core.comparison import compare
-from quantstudio.core.figures import Chart, ChartStyle, chart_figure, has_data, save_chart, save_comparison
+from quantstudio.core.figures import Chart, ChartStyle, chart_figure, chart_pixels, has_data, save_chart, save_comparison
 from quantstudio.core.result import Sizes
 
 DARK = ChartStyle(background="#1e2127", text="#e8eaef", muted="#a0a8b8", grid="#2d313a")
@@ -83,3 +83,10 @@ def test_charts_without_data_are_known(make_result, tmp_path):
     nothing = Sizes(embedding=0, layers=0, head=0, rest=0)
     empty = bare.quantization.model_copy(update={"sizes": nothing, "original_sizes": nothing})
     save_chart(Chart.SIZE, compare([bare.model_copy(update={"quantization": empty})])[0], tmp_path / "zero.png")
+
+
+def test_charts_are_drawn_as_pixels_of_the_asked_size(group):
+    pixels, width, height = chart_pixels(Chart.SIZE, group, DARK, (5.0, 2.5), 120.0)
+    assert (width, height) == (600, 300)
+    assert len(pixels) == 600 * 300 * 4
+    assert pixels[:4] == bytes((0x1E, 0x21, 0x27, 0xFF)), "the theme's background"

@@ -38,6 +38,9 @@ from quantstudio.gui.widgets.run_words import detail_words, progress_words, stat
 MAX_NOTICES = 8
 NARROW = 540
 """Below this width the steps stand above the charts instead of beside them."""
+WIDE = 760
+BAR = 12
+"""Width of a scroll bar, which stands in the margin."""
 
 
 class RunDetail(QScrollArea):
@@ -154,7 +157,7 @@ class RunDetail(QScrollArea):
     def _lay_out(self) -> None:
         inside = QWidget()
         layout = QVBoxLayout(inside)
-        layout.setContentsMargins(SPACE, MARGIN, MARGIN, MARGIN)
+        layout.setContentsMargins(SPACE, MARGIN, MARGIN - BAR, MARGIN)
         layout.setSpacing(SPACE)
         self.notices = QWidget()
         self._notice_box = QVBoxLayout(self.notices)
@@ -180,8 +183,9 @@ class RunDetail(QScrollArea):
         beside = self.viewport().width() >= NARROW
         self._grid.addWidget(self.steps_card, 0, 0)
         self._grid.addWidget(self.memory_card, 0 if beside else 1, 1 if beside else 0)
-        self._grid.setColumnStretch(0, 2)
-        self._grid.setColumnStretch(1, 3 if beside else 0)
+        wide = self.viewport().width() >= WIDE
+        self._grid.setColumnStretch(0, 2 if wide else 1)
+        self._grid.setColumnStretch(1, (3 if wide else 1) if beside else 0)
 
     def _show_head(self, now: float) -> None:
         status = self.state.status

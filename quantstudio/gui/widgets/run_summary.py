@@ -12,6 +12,8 @@ from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import Card, button, column, icon_label, label, row
 
 TILE_WIDTH = 118
+_TITLES = {"change": "Perplexity", "ttft": "Time to first token"}
+"""Where a column's title says too little outside its table."""
 _KEY_NUMBERS = ("size", "memory", "ttft", "decode_tps", "change", "top1")
 
 
@@ -87,7 +89,9 @@ class ResultCard(Card):
             self._texts.addWidget(label(sentence, wrap=True))
         _clear(self._tiles)
         self._made = [
-            NumberTile(head.title, cell, head.help) for head, cell in key_numbers(group) if cell.value is not None
+            NumberTile(_TITLES.get(head.id, head.title), cell, head.help)
+            for head, cell in key_numbers(group)
+            if cell.value is not None
         ]
         self._place_tiles()
 

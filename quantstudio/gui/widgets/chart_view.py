@@ -1,0 +1,166 @@
+"""matplotlib charts in the window, drawn in a thread.
+
+A full draw costs 30 to 60 ms and importing matplotlib most of a second. Five canvases that drew themselves would make
+every resize stutter, so charts are drawn with Agg in one background thread and shown as pictures; while a new size is
+being drawn the old picture is stretched.
+"""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QObject, QRectF, QRunnable, QSize, Qt, QThreadPool, QTimer, Signal
+from PySide6.QtGui import QColor, QImage, QPainter, QPaintEvent, QResizeEvent
+from PySide6.QtWidgets import QSizePolicy, QWidget
+
+from quantstudio.core.comparison import Comparison
+from quantstudio.core.figures import Chart, ChartStyle, chart_height
+from quantstudio.gui.language import tr
+from quantstudio.gui.theme import FONT_FAMILIES, Tokens, active_tokens
+
+DPI = 100
+SETTLE_MS = 60
+"""How long a size must hold still before it is drawn."""
+
+
+def chart_style(tokens: Tokens) -> ChartStyle:
+    """A theme's colours for charts."""
+    return ChartStyle(
+        background=tokens.card,
+        text=tokens.text,
+        muted=tokens.muted,
+        grid=tokens.border,
+        series=tokens.series,
+        fonts=tuple(FONT_FAMILIES),
+    )
+
+
+class _Carrier(QObject):
+    drawn = Signal(int, object)
+
+
+class _Draw(QRunnable):
+    """One drawing; the widget that asked is known only by the carrier's connection."""
+
+    def __init__(
+        self, number: int, chart: Chart, group: Comparison, tokens: Tokens, size: QSize, ratio: float, carrier: _Carrier
+    ) -> None:
+        super().__init__()
+        self._number, self._chart, self._group, self._tokens = number, chart, group, tokens
+        self._size, self._ratio, self._carrier = size, ratio, carrier
+
+    def run(self) -> None:
+        image = draw_image(self._chart, self._group, self._tokens, self._size, self._ratio)
+        self._carrier.drawn.emit(self._number, image)
+
+
+def draw_image(chart: Chart, group: Comparison, tokens: Tokens, size: QSize, ratio: float) -> QImage:
+    """The chart as a picture of `size` device-independent pixels at `ratio` device pixels each. Any thread."""
+    from quantstudio.core.figures import chart_pixels
+
+    width, height = size.width() / DPI, size.height() / DPI
+    pixels, columns, rows = chart_pixels(chart, group, chart_style(tokens), (width, height), DPI * ratio)
+    image = QImage(pixels, columns, rows, columns * 4, QImage.Format.Format_RGBA8888).copy()
+    image.setDevicePixelRatio(ratio)
+    return image
+
+
+class ChartPool(QThreadPool):
+    """The one thread in which charts are drawn."""
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self.setMaxThreadCount(1)
+
+    def shutdown(self) -> None:
+        """Drop what waits and finish what is being drawn, as before the window goes."""
+        self.clear()
+        self.waitForDone()
+
+
+class ChartView(QWidget):
+    """One chart of a comparison, in the colours of the theme that is on."""
+
+    def __init__(self, chart: Chart, group: Comparison, pool: ChartPool) -> None:
+        super().__init__()
+        self.chart, self._group, self._pool = chart, group, pool
+        self._image: QImage | None = None
+        self._number = 0
+        self._carrier = _Carrier(self)
+        self._carrier.drawn.connect(self._take)
+        self._settle = QTimer(self)
+        self._settle.setSingleShot(True)
+        self._settle.setInterval(SETTLE_MS)
+        self._settle.timeout.connect(self._ask)
+        self._height = round(chart_height(chart, group) * DPI)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setFixedHeight(self._height)
+        self.setAccessibleName(tr(chart.words))
+        self.setAccessibleDescription(spoken(chart, group))
+        self.setToolTip(tr(chart.words))
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is a picture."""
+        return self._image is not None
+
+    def redraw(self) -> None:
+        """Draw anew, as after a change of theme."""
+        self._settle.start()
+
+    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+        return QSize(480, self._height)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        return QSize(280, self._height)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
+        super().resizeEvent(event)
+        self._settle.start()
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
+        painter = QPainter(self)
+        if self._image is None:
+            painter.setPen(QColor(active_tokens().muted))
+            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, tr("Drawing …"))
+        else:
+            painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
+            painter.drawImage(QRectF(self.rect()), self._image)
+        painter.end()
+
+    def _ask(self) -> None:
+        if self.width() < 50 or self.height() < 50:
+            return
+        self._number += 1
+        task = _Draw(
+            self._number,
+            self.chart,
+            self._group,
+            active_tokens(),
+            self.size(),
+            self.devicePixelRatioF(),
+            self._carrier,
+        )
+        self._pool.start(task)
+
+    def _take(self, number: int, image: QImage) -> None:
+        if number == self._number:
+            self._image = image
+            self.update()
+
+
+_SPOKEN = {
+    Chart.SIZE: ("size",),
+    Chart.MEMORY: ("memory", "gpu_memory"),
+    Chart.LATENCY: ("ttft", "decode_tps"),
+    Chart.QUALITY: ("change", "kl"),
+    Chart.TRADEOFF: ("size", "change"),
+}
+
+
+def spoken(chart: Chart, group: Comparison) -> str:
+    """The chart in words, for those who cannot see it."""
+    heads = [column for column in group.columns if column.id in _SPOKEN[chart]]
+    return ". ".join(
+        f"{tr('Original') if row.is_original else row.name}: "
+        + ", ".join(f"{tr(head.title)} {row.cells[head.id].text}" for head in heads)
+        for row in group.rows
+    )

@@ -110,7 +110,7 @@ class SettingsPage(QWidget):
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
         layout = page_layout(self, WIDTH)
-        layout.addWidget(PageHeader("Settings", "Changes take effect at once."))
+        layout.addWidget(PageHeader("Settings", "Saved as you change them."))
         layout.addWidget(self.banner)
         layout.addWidget(scroll, 1)
 

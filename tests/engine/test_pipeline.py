@@ -2,8 +2,12 @@
 
 import errno
 import hashlib
+import subprocess
+import sys
 import threading
+import time
 
+import psutil
 import pytest
 
 from quantstudio.core import protocol, run_store
@@ -188,3 +192,43 @@ def test_the_name_of_the_run_does_not_change_its_bytes(tiny_folder, carry_out):
     _, folder, _ = carry_out(recipe_for(tiny_folder))
     _, other, _ = carry_out(recipe_for(tiny_folder, output=OutputSection(name="Another name")))
     assert fingerprints(folder / "model") == fingerprints(other / "model")
+
+
+CONDUCT = """
+import sys, threading
+from quantstudio.core import protocol
+from quantstudio.core.jobs import RunJob
+from quantstudio.core.recipe_io import load_recipe
+from pathlib import Path
+from quantstudio.engine.conduct import conduct
+
+folder = Path(sys.argv[1])
+job = RunJob(recipe=load_recipe(folder / "recipe.toml"), run_folder=str(folder))
+print(type(conduct(job, lambda message: sys.stdout.buffer.write(protocol.encode(message)) and sys.stdout.flush(),
+                   threading.Event())))
+"""
+
+
+@pytest.mark.parametrize("phase", ["quantize", "measure_original"])
+def test_a_worker_killed_at_work_leaves_no_model_and_no_process(tiny_folder, tmp_path, phase):
+    """A real process, killed for real; the next start of the program puts the rest in order."""
+    folder = run_store.create_run(tmp_path / "runs", recipe_for(tiny_folder, SMALL))
+    process = subprocess.Popen([sys.executable, "-c", CONDUCT, str(folder)], stdout=subprocess.PIPE)
+    for line in process.stdout:
+        message = protocol.decode(line)
+        if isinstance(message, protocol.Phase) and message.id == phase:
+            break
+    deadline = time.monotonic() + 10
+    while phase == "measure_original" and not psutil.Process(process.pid).children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children()
+    assert run_store.read_header(folder).status is Status.RUNNING
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+    assert run_store.read_header(folder).status is Status.FAILED
+    assert replay(run_store.read_messages(folder)).error.kind == "worker_lost"
+    run_store.clean_up(tmp_path / "runs")
+    assert [path.name for path in folder.iterdir() if path.name.startswith("model")] == []

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from quantstudio.core import protocol
 from quantstudio.engine.failures import as_message, details
+from quantstudio.engine.measure.memory import MemorySampler
 from quantstudio.engine.measure.spec import QUALITY_PHASE, Measured, MeasureSpec
 from quantstudio.engine.reporter import Reporter
 
@@ -33,7 +34,7 @@ def main() -> int:
             data = data[os.write(messages, data) :]
 
     try:
-        measured = measure(spec, Reporter(send))
+        measured = _measure_sampled(spec, Reporter(send))
     except BaseException as error:  # panics of Rust libraries are not Exceptions
         send(protocol.Log(t=time.time(), level="debug", text=details(error)))
         send(as_message(error, time.time()))
@@ -65,6 +66,16 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
     original = load_model(Path(spec.original), spec.machine.device, reporter)
     quality = measure_quality(original, loaded, text, spec.measure, seed, reporter)
     return Measured(performance=performance, quality=quality)
+
+
+def _measure_sampled(spec: MeasureSpec, reporter: Reporter) -> Measured:
+    import torch
+
+    if not torch.cuda.is_available():
+        return measure(spec, reporter)
+    # The parent sees this process's memory, but only the process itself knows what it holds on the GPU.
+    with MemorySampler(reporter.emit):
+        return measure(spec, reporter)
 
 
 def _take_stdio() -> tuple[BinaryIO, int]:

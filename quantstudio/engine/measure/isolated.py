@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import psutil
 
@@ -139,6 +140,8 @@ def _pass_on(message: protocol.Message, reporter: Reporter, on_quality: Callable
         case protocol.Phase(id=id):
             if id == QUALITY_PHASE:
                 on_quality()
+        case protocol.Memory(rss=rss):
+            reporter.emit(replace(message, rss=rss + _rss(os.getpid())))
         case _:
             reporter.emit(message)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Never
 
 from tqdm import tqdm
 
@@ -21,7 +22,8 @@ class Terminal:
     """A sink for messages: one progress bar for each phase, notices and errors in full, the rest left out."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
+        self._done = 0.0
         self._peak = 0
         self._lock = threading.Lock()  # the memory sampler speaks from a thread of its own
 
@@ -46,6 +48,7 @@ class Terminal:
 
     def _open(self, phase: protocol.Phase) -> None:
         self._close()
+        self._done = 0.0
         self._bar = tqdm(total=1.0, desc=phase.title, bar_format=_BAR, file=sys.stderr, leave=True)
 
     def _advance(self, progress: protocol.Progress) -> None:
@@ -54,12 +57,16 @@ class Terminal:
         left = "" if progress.eta_s is None else f"{progress.eta_s:.0f} s left"
         memory = f"{self._peak / 1e6:,.0f} MB" if self._peak else ""
         self._bar.set_postfix_str("  ".join(part for part in (left, memory) if part), refresh=False)
-        self._bar.update(min(1.0, progress.done / progress.total) - self._bar.n)
+        self._fill(self._bar, min(1.0, progress.done / progress.total))
+
+    def _fill(self, bar: tqdm[Never], share: float) -> None:
+        bar.update(share - self._done)
+        self._done = share
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.total - self._bar.n)
-            self._bar.set_postfix_str("")
+            self._bar.set_postfix_str("", refresh=False)
+            self._fill(self._bar, 1.0)
             self._bar.close()
             self._bar = None
 

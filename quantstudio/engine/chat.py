@@ -38,8 +38,14 @@ def run_chat(job: ChatJob, requests: queue.Queue[Turn | None], reporter: Reporte
     require_safe(folder)
     if job.machine.threads:
         torch.set_num_threads(job.machine.threads)
-    chat = Chat(load_model(folder, job.machine.device, reporter), reporter)
+    loaded = load_model(folder, job.machine.device, reporter)
     reporter.phase("chat", "Ready", 1, 2)
+    converse(loaded, requests, reporter)
+
+
+def converse(loaded: LoadedModel, requests: queue.Queue[Turn | None], reporter: Reporter) -> None:
+    """Answer requests in order until None comes. Raises `Cancelled`."""
+    chat = Chat(loaded, reporter)
     number = 0
     while (turn := _next(requests, reporter)) is not None:
         chat.answer(turn, number)
@@ -69,7 +75,8 @@ class Chat:
         """Answer one request; what cannot be answered becomes a notice and an answer with the reason `failed`."""
         try:
             prompt = self._prompt(turn)
-            stats = self._stream(prompt, turn, number) if prompt else Stats(0, 0, 0.0, 0.0, "stopped")
+            unasked = turn.stop.is_set() and not prompt
+            stats = Stats(0, 0, 0.0, 0.0, "stopped") if unasked else self._stream(prompt, turn, number)
         except QuantStudioError as error:
             self._reporter.notice(str(error), level="warning")
             stats = Stats(0, 0, 0.0, 0.0, "failed")

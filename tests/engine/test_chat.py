@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from quantstudio.core import protocol
 from quantstudio.core.errors import Cancelled, ModelNotFound, ModelUnsafe, ModelUnsupported
@@ -22,6 +23,15 @@ TEMPLATE = (
 )
 GREEDY = Sampling(temperature=0, max_tokens=12, repetition_penalty=1)
 CPU = MachineSection(device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads that spin while they wait for each other make a tiny model slow on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

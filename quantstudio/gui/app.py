@@ -21,7 +21,7 @@ from quantstudio.core.settings import Settings, load_settings
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import available_languages, load_language
 from quantstudio.gui.main_window import MainWindow
-from quantstudio.gui.theme import apply_theme, set_font, tokens_for
+from quantstudio.gui.theme import apply_theme, set_style, tokens_for
 
 USAGE = "usage: quantstudio [open | demo]\n"
 
@@ -56,7 +56,7 @@ def make_application() -> QApplication:
     app.setApplicationName("QuantStudio")
     app.setApplicationVersion(__version__)
     app.setDesktopFileName("quantstudio")
-    set_font(app)
+    set_style(app)
     return app
 
 

@@ -136,7 +136,6 @@ def apply_theme(app: QApplication, tokens: Tokens) -> None:
     from quantstudio.gui.stylesheet import stylesheet
 
     app.setProperty(_THEME, tokens.name)
-    app.setStyle("Fusion")
     app.setPalette(palette(tokens))
     app.setStyleSheet(stylesheet(tokens))
     for widget in app.allWidgets():
@@ -144,8 +143,9 @@ def apply_theme(app: QApplication, tokens: Tokens) -> None:
             _tint(widget, tokens)
 
 
-def set_font(app: QApplication) -> None:
-    """A readable sans serif at 10 points, whatever the desktop offers."""
+def set_style(app: QApplication) -> None:
+    """The same widgets on every desktop, and a readable sans serif at 10 points. Once, before any window."""
+    app.setStyle("Fusion")
     font = QFont(app.font())
     font.setFamilies([*FONT_FAMILIES, font.family()])
     font.setPointSize(FONT_POINTS)

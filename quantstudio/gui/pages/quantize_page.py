@@ -41,7 +41,7 @@ class QuantizePage(QWidget):
     def __init__(self, context: AppContext) -> None:
         super().__init__()
         self.context = context
-        self.cost = Cost()
+        self.cost, self._checked = Cost(), False
         self.form = RecipeForm()
         self.presets = PresetBar()
         self.panel = CostPanel()
@@ -81,7 +81,7 @@ class QuantizePage(QWidget):
 
     def start(self) -> None:
         """Put the recipe in the queue and show its run."""
-        if not self.cost.startable or self.cost.recipe is None:
+        if not self._checked or not self.cost.startable or self.cost.recipe is None:
             return
         try:
             run_id = self.context.queue.add(self.cost.recipe, self.context.settings.runs_path)
@@ -172,6 +172,7 @@ class QuantizePage(QWidget):
 
     def _on_changed(self) -> None:
         # What was checked is no longer what the form says: no start until it is checked again.
+        self._checked = False
         self.start_button.setEnabled(False)
         self._debounce.start()
 
@@ -180,7 +181,7 @@ class QuantizePage(QWidget):
         self._costs.ask(lambda: work_out(values, runs_folder))
 
     def _show_cost(self, cost: Cost) -> None:
-        self.cost = cost
+        self.cost, self._checked = cost, True
         self.form.set_problems(cost.problems)
         self.panel.show_cost(cost)
         for needs_recipe in (self.copy_button, self.save_button):

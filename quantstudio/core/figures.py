@@ -222,7 +222,7 @@ def _draw_size(figure: Any, group: Comparison, style: ChartStyle) -> None:
         widths = [_part_bytes(row, name) / 1e6 for row in group.rows]
         colours = [_blend(style.colour(i), style.background, strength) for i in range(len(widths))]
         axes.barh(range(len(widths)), widths, left=left, height=0.62, color=colours, edgecolor=style.background)
-        _name_parts(axes, name, left, widths, style)
+        _name_parts(axes, name, left, widths, style, colours[0])
         left = [start + width for start, width in zip(left, widths, strict=True)]
     labels = [human_bytes(row.sizes.total) for row in group.rows]
     _label_ends(axes, left, labels, style)
@@ -237,12 +237,15 @@ def _part_bytes(row: Row, name: str) -> int:
     }[name]
 
 
-def _name_parts(axes: Axes, name: str, left: list[float], widths: list[float], style: ChartStyle) -> None:
+def _name_parts(axes: Axes, name: str, left: list[float], widths: list[float], style: ChartStyle, colour: str) -> None:
     """Name the parts inside the bar of the original, where there is room."""
     total = left[0] + widths[0]
     whole = max(total, *(start + width for start, width in zip(left, widths, strict=True)))
     if whole and widths[0] / whole > 0.14:
-        axes.text(left[0] + widths[0] / 2, 0, name, ha="center", va="center", size=style.font_size - 1.5)
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        ink = "#14161c" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "#ffffff"
+        middle = left[0] + widths[0] / 2
+        axes.text(middle, 0, name, ha="center", va="center", size=style.font_size - 1.5, color=ink)
 
 
 def _draw_memory(figure: Any, group: Comparison, style: ChartStyle) -> None:

@@ -1,0 +1,142 @@
+"""How the model answers: system prompt, chat template or plain continuation, and how the next token is picked.
+
+The sampling controls are made from the fields of `Sampling`, whose titles, help and limits are also those of the
+command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import annotated_types
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtWidgets import QComboBox, QFrame, QLineEdit, QPlainTextEdit, QScrollArea, QVBoxLayout, QWidget
+
+from quantstudio.core.fieldspec import FieldKind, FieldSpec
+from quantstudio.core.jobs import Sampling
+from quantstudio.gui.forms.editors import Editor, editor_for
+from quantstudio.gui.language import tr
+from quantstudio.gui.widgets.basics import button, label, wrapped
+
+WIDTH = 264
+SEED = "seed"
+MAX_SEED = 2**31 - 1
+_KINDS = {float: FieldKind.FLOAT, int: FieldKind.INT}
+
+
+def sampling_specs() -> list[FieldSpec]:
+    """The sampling settings as the form's editors take them. The seed is text, because it may be empty."""
+    specs = []
+    for name, info in Sampling.model_fields.items():
+        kind = FieldKind.TEXT if name == SEED else _KINDS[float if info.annotation is float else int]
+        low = next((float(str(m.ge)) for m in info.metadata if isinstance(m, annotated_types.Ge)), None)
+        if any(isinstance(m, annotated_types.Gt) for m in info.metadata):
+            low = 0.01
+        high = next((float(str(m.le)) for m in info.metadata if isinstance(m, annotated_types.Le)), None)
+        default = "" if name == SEED else info.default
+        title, help_text = info.title or "", info.description or ""
+        specs.append(FieldSpec(name, "sampling", title, help_text, kind, default, low, high))
+    return specs
+
+
+class ChatOptions(QScrollArea):
+    """The fold-out beside the conversation."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setFixedWidth(WIDTH)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.mode = QComboBox()
+        self.system = QPlainTextEdit()
+        self.editors: dict[str, Editor] = {}
+        self._layout = QVBoxLayout()
+        self._layout.setContentsMargins(0, 0, 16, 16)
+        self._layout.setSpacing(4)
+        self._make_mode()
+        self._make_system()
+        self._layout.addSpacing(12)
+        self._layout.addWidget(label(tr("Sampling"), "heading"))
+        for spec in sampling_specs():
+            self._add_editor(spec)
+        reset = button(
+            tr("Defaults"),
+            lambda: self.set_sampling(Sampling()),
+            icon="refresh",
+            tooltip=tr("Put every sampling setting back to its default."),
+        )
+        self._layout.addSpacing(12)
+        self._layout.addWidget(reset)
+        self._layout.addStretch(1)
+        inside = QWidget()
+        inside.setLayout(self._layout)
+        self.setWidget(inside)
+
+    def template(self) -> bool:
+        """Whether the chat template is used."""
+        return bool(self.mode.currentData())
+
+    def set_template(self, *, on: bool) -> None:
+        """Choose between chat template and plain continuation."""
+        self.mode.setCurrentIndex(self.mode.findData(on))
+
+    def sampling(self) -> Sampling:
+        """The settings. A seed that is no whole number counts as none."""
+        values: dict[str, Any] = {name: editor.value() for name, editor in self.editors.items()}
+        seed = str(values.pop(SEED)).strip()
+        number = int(seed) if seed.isascii() and seed.isdecimal() and len(seed) < 11 else None
+        values[SEED] = min(number, MAX_SEED) if number is not None else None
+        return Sampling.model_validate(values)
+
+    def set_sampling(self, sampling: Sampling) -> None:
+        """Show these settings."""
+        for name, editor in self.editors.items():
+            value = getattr(sampling, name)
+            editor.set_value("" if value is None else str(value) if name == SEED else value)
+        self.changed.emit()
+
+    def _make_mode(self) -> None:
+        help_text = tr("With the chat template the model answers you. Without it, the model continues your text.")
+        self.mode.addItem(tr("Chat"), True)  # noqa: FBT003 - the item's data
+        self.mode.addItem(tr("Continue my text"), False)  # noqa: FBT003
+        self.mode.setAccessibleName(tr("Way of answering"))
+        self.mode.setToolTip(wrapped(help_text))
+        self.mode.currentIndexChanged.connect(self._on_mode)
+        self._add_labelled(tr("&Way of answering"), self.mode)
+
+    def _make_system(self) -> None:
+        self.system.setPlaceholderText(tr("For example: Answer in one sentence."))
+        self.system.setFixedHeight(84)
+        self.system.setTabChangesFocus(True)
+        self.system.setAccessibleName(tr("System prompt"))
+        self.system.setToolTip(
+            wrapped(tr("What the model is told before the conversation. Counts from the next answer."))
+        )
+        self.system.textChanged.connect(self.changed)
+        self._layout.addSpacing(8)
+        self._add_labelled(tr("System &prompt"), self.system)
+
+    def _add_editor(self, spec: FieldSpec) -> None:
+        editor = editor_for(spec)
+        editor.set_value(spec.default)
+        editor.control.setMaximumWidth(WIDTH)
+        if isinstance(editor.control, QLineEdit):
+            editor.control.setPlaceholderText(tr("A new one each time"))
+        editor.changed.connect(self.changed)
+        self.editors[spec.path] = editor
+        self._layout.addSpacing(6)
+        self._add_labelled(tr(spec.title), editor)
+
+    def _add_labelled(self, title: str, control: QWidget) -> None:
+        made = label(title, "caption")
+        made.setBuddy(control.focusProxy() or control)
+        made.setToolTip(control.toolTip())
+        self._layout.addWidget(made)
+        self._layout.addWidget(control)
+
+    def _on_mode(self) -> None:
+        self.system.setEnabled(self.template())
+        self.changed.emit()

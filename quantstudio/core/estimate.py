@@ -1,8 +1,7 @@
 """What a run will cost on this machine, and what is wrong with it, before it starts. An estimate, not a measurement.
 
-Sizes come from the plan and are exact but for file headers. Memory is the bound that the quantize job keeps by design
-(a test of the engine holds it to that). Times are coarse: rates of one 2-core machine, scaled by cores, given as a
-range. Nothing here loads a model.
+Sizes come from the plan and are exact but for file headers. Memory is what the jobs were measured to need. Times are
+coarse: rates of one 2-core machine, scaled by cores, given as a range. Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -21,8 +20,12 @@ from quantstudio.core.recipe import FileText, OnMisfit, Recipe
 
 __all__ = ["Estimate", "Level", "Machine", "Problem", "check_machine", "estimate", "read_machine"]
 
-BASE_MEMORY = 500_000_000
-"""Python with torch and transformers loaded and buffers in flight: 342 MB right after import (torch 2.13, CPU)."""
+BASE_MEMORY = 450_000_000
+"""Python with torch and transformers loaded: 342–394 MB right after import (torch 2.13, CPU)."""
+BLOCK_MEMORY = 150_000_000
+"""Blocks of rows in flight while quantizing. Measured peak with the libraries: 505–535 MB at 494M parameters."""
+SCORING_MEMORY = 600_000_000
+"""The most that the scores of two models take while they are compared; long windows are scored in pieces."""
 COMPANION_BYTES = 64_000_000
 """Room for tokenizer, card, log and messages beside the weights; the largest tokenizers have 35 MB."""
 HEADROOM = 0.05
@@ -30,8 +33,8 @@ HEADROOM = 0.05
 
 START_SECONDS = 5.0
 """Import of torch and transformers in a fresh process, 3–6 s on the 2-core machine."""
-QUANTIZE_PER_WEIGHT = 30e-9
-"""Seconds: reading, rounding (6–16 ns measured on 2 cores), packing, writing and checksums."""
+QUANTIZE_PER_WEIGHT = 40e-9
+"""Seconds: reading, rounding, packing, writing and checksums; 43–64 ns measured on 2 busy cores."""
 DECODE_BYTES_PER_S = 10e9
 """Per core, up to `MEMORY_CORES`; bf16 weights read once per token (49 GB/s peak on two threads, less in a loop)."""
 MEMORY_CORES = 8
@@ -94,13 +97,13 @@ class Estimate:
 def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path) -> Estimate:
     """Price a recipe for a model on a machine. Never raises; `problems` says what is wrong.
 
-    Memory of the quantize job: the output (written as it grows, so at most that), two of the largest matrices (one
-    read, one rounded) and the libraries. Memory of measuring quality: original and result in one process, and the
-    scores of a window for both in fp32, with as much again while they are compared.
+    Memory of the quantize job does not grow with the model: the libraries and a few blocks of rows, and for
+    mixture-of-experts models the experts of one layer, twice, which are fused as transformers wants them. Memory of
+    measuring quality: original and result in one process, and the scores of a window for both.
     """
     plan = make_plan(info, recipe)
     output = plan.sizes.total
-    quantize_memory = output + 2 * _largest_matrix(info) + BASE_MEMORY
+    quantize_memory = BASE_MEMORY + BLOCK_MEMORY + 2 * _largest_experts(info)
     measure_memory = _measure_memory(info, recipe, output) if recipe.measure.enabled else 0
     disk = output + COMPANION_BYTES
     seconds = _seconds(info, recipe, machine, output)
@@ -135,13 +138,19 @@ def check_machine(info: ModelInfo, recipe: Recipe, runs_home: Path) -> Estimate:
     return costs
 
 
-def _largest_matrix(info: ModelInfo) -> int:
-    return max((tensor.nbytes for tensor in info.tensors), default=0)
+def _largest_experts(info: ModelInfo) -> int:
+    """Bytes of the experts of the layer that has most of them; 0 without experts."""
+    by_layer: dict[str, int] = {}
+    for tensor in info.tensors:
+        layer, found, _ = tensor.name.partition(".experts.")
+        if found:
+            by_layer[layer] = by_layer.get(layer, 0) + tensor.nbytes
+    return max(by_layer.values(), default=0)
 
 
 def _measure_memory(info: ModelInfo, recipe: Recipe, output: int) -> int:
     scores = 4 * recipe.measure.window * max(info.vocab_size, 1)
-    return _bf16_bytes(info) + output + 4 * scores + BASE_MEMORY
+    return BASE_MEMORY + _bf16_bytes(info) + output + min(4 * scores, SCORING_MEMORY)
 
 
 def _bf16_bytes(info: ModelInfo) -> int:

@@ -8,7 +8,15 @@ import pytest
 
 from quantstudio.core import machine as machine_module
 from quantstudio.core.errors import DiskProblem, LayerMisfit, ModelUnsupported, OutOfMemory, RecipeError
-from quantstudio.core.estimate import BASE_MEMORY, COMPANION_BYTES, Level, Machine, check_machine, estimate
+from quantstudio.core.estimate import (
+    BASE_MEMORY,
+    BLOCK_MEMORY,
+    COMPANION_BYTES,
+    Level,
+    Machine,
+    check_machine,
+    estimate,
+)
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import FileText, LayersSection, MachineSection, MeasureSection, Recipe
@@ -46,12 +54,20 @@ def test_a_run_that_fits_has_no_problems_and_costs_what_the_plan_says(llama):
     assert costs.plan == make_plan(llama, wanted)
     assert costs.output_bytes == costs.plan.sizes.total
     assert costs.disk_bytes == costs.output_bytes + COMPANION_BYTES
-    largest = 320 * 64 * 2
-    assert costs.quantize_memory_bytes == costs.output_bytes + 2 * largest + BASE_MEMORY
+    assert costs.quantize_memory_bytes == BASE_MEMORY + BLOCK_MEMORY
     scores = 512 * 320 * 4
     assert costs.measure_memory_bytes == llama.nbytes + costs.output_bytes + 4 * scores + BASE_MEMORY
     assert costs.peak_memory_bytes == max(costs.quantize_memory_bytes, costs.measure_memory_bytes)
     assert costs.seconds_range[0] < costs.seconds < costs.seconds_range[1]
+
+
+def test_quantizing_holds_the_experts_of_one_layer_twice(make_model):
+    experts = {
+        f"model.layers.{i}.mlp.experts.{e}.up_proj.weight": ("BF16", (32, 64)) for i in range(3) for e in range(8)
+    }
+    info = read_model_info(make_model(tensors=make_model.llama_tensors() | experts))
+    memory = estimate(info, recipe(), BIG, HOME).quantize_memory_bytes
+    assert memory == BASE_MEMORY + BLOCK_MEMORY + 2 * 8 * 32 * 64 * 2
 
 
 def test_time_grows_with_what_is_measured(llama):
@@ -107,9 +123,9 @@ def test_a_disk_too_small_is_said_with_both_sizes(llama):
         estimate(llama, recipe(), small, HOME).require()
 
 
-@pytest.mark.parametrize(("memory", "words"), [(500_000_000, "Quantizing this model"), (530_000_000, "Measuring")])
+@pytest.mark.parametrize(("memory", "words"), [(600_000_000, "Quantizing this model"), (GB, "Measuring")])
 def test_memory_too_small_for_the_machine(llama, memory, words):
-    vast = dataclasses.replace(llama, vocab_size=10**5)  # scores of a window take 820 MB
+    vast = dataclasses.replace(llama, vocab_size=10**5)  # scores of a window take the most they may
     small = dataclasses.replace(BIG, memory=memory)
     with pytest.raises(OutOfMemory, match=words):
         estimate(vast if "Measuring" in words else llama, recipe(), small, HOME).require()
@@ -124,8 +140,8 @@ def test_memory_that_is_taken_just_now_only_warns(llama):
 
 def test_measuring_can_be_turned_off_to_fit(llama):
     vast = dataclasses.replace(llama, vocab_size=10**5)
-    small = dataclasses.replace(BIG, memory=530_000_000)
-    estimate(vast, recipe(enabled=False), dataclasses.replace(small, memory=GB), HOME).require()
+    small = dataclasses.replace(BIG, memory=GB)
+    estimate(vast, recipe(enabled=False), small, HOME).require()
     assert "Turn off 'Measure afterwards'" in problems(vast, recipe(), small)["model.id"].text
 
 

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantstudio.core.errors import QuantStudioError
+from quantstudio.core.errors import LayerMisfit, QuantStudioError
 from quantstudio.core.estimate import Estimate, Level, estimate
-from quantstudio.core.fieldspec import nested
+from quantstudio.core.fieldspec import field_specs, nested
 from quantstudio.core.library import resolve_model
 from quantstudio.core.machine import read_machine
 from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import field_problems, recipe_from_dict
 
-MODEL_FIELD = "model.id"
+MODEL_FIELD, MISFIT_FIELD = "model.id", "layers.on_misfit"
+MISFIT_HELP = "Another way out: let the layers that do not fit have a smaller group, or stay in bf16."
 Problems = dict[str, tuple[str, str]]
 """Field → (words, level: error, warning or info)."""
 
@@ -62,8 +63,17 @@ def _by_field(costs: Estimate) -> Problems:
     for problem in costs.problems:
         text, level = found.get(problem.field, ("", problem.level.value))
         level = "error" if Level.ERROR in (level, problem.level) else problem.level.value
-        found[problem.field] = (f"{text}\n{problem.text}".strip(), level)
+        found[problem.field] = (f"{text}\n{_with_titles(problem.text)}".strip(), level)
+        if isinstance(problem.error, LayerMisfit):
+            found.setdefault(MISFIT_FIELD, (MISFIT_HELP, "info"))
     return found
+
+
+def _with_titles(text: str) -> str:
+    """Fields by the words that the form has for them instead of their paths."""
+    for spec in field_specs():
+        text = text.replace(spec.path, f"‘{spec.title}’")
+    return text
 
 
 def _sentence(text: str) -> str:

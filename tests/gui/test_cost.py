@@ -37,6 +37,8 @@ def test_a_group_size_that_does_not_fit_is_said_at_the_group_size(ask):
     cost = ask(scheme__group_size=96)
     assert not cost.startable
     assert "96 does not divide" in cost.problems["scheme.group_size"][0]
+    assert "‘When a group size does not fit’" in cost.problems["scheme.group_size"][0], "by its title, not its path"
+    assert cost.problems["layers.on_misfit"][1] == "info"
     assert ask(scheme__group_size=96, layers__on_misfit="smaller").startable
 
 

@@ -47,14 +47,22 @@ def form(qtbot):
     return made
 
 
+@pytest.fixture(scope="module")
+def untouched(qapp):
+    """A form that many tests only look at."""
+    made = RecipeForm()
+    yield made
+    made.deleteLater()
+
+
 def plain(tooltip):
     return html.unescape(re.sub(r"<[^>]+>", "", tooltip))
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_field_has_an_editor_that_is_named_labelled_and_explained(form, path):
+def test_every_field_has_an_editor_that_is_named_labelled_and_explained(untouched, path):
     spec = next(spec for spec in field_specs() if spec.path == path)
-    row = form.row(path)
+    row = untouched.row(path)
     control = row.editor.control
     assert row.label.text() == spec.title
     assert row.label.buddy() is control
@@ -65,8 +73,8 @@ def test_every_field_has_an_editor_that_is_named_labelled_and_explained(form, pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_editor_gives_back_the_default(form, path):
-    assert form.values()[path] == defaults()[path]
+def test_every_editor_gives_back_the_default(untouched, path):
+    assert untouched.values()[path] == defaults()[path]
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), RICH, *(preset_recipe(preset) for preset in Preset)])

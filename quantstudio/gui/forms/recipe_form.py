@@ -1,7 +1,7 @@
 """The recipe as a form: made from the field list, so that it can never lag behind the recipe.
 
 Problems stand right under the field they are about. Advanced fields are folded away in each section, and unfold by
-themselves when one of them has a problem; fields of a union member that is not chosen are hidden.
+themselves when there is something to say of one; fields of a union member that is not chosen are hidden.
 """
 
 from __future__ import annotations
@@ -158,11 +158,11 @@ class RecipeForm(QWidget):
             self._on_changed()
 
     def set_problems(self, problems: Mapping[str, tuple[str, str]]) -> None:
-        """Show each field's (text, level) under it and clear all others; an error unfolds its section."""
+        """Show each field's (text, level) under it and clear all others; a text unfolds its section."""
         for path, row in self._rows.items():
             text, level = problems.get(path, ("", INFO))
             row.say(text, level)
-            if text and level == ERROR and row.spec.advanced:
+            if text and row.spec.advanced:
                 self._cards[row.spec.section].set_open(is_open=True)
         self._show_rows()
 

@@ -6,6 +6,7 @@ Functions rather than classes where a plain Qt widget with a role will do; the s
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 
 from PySide6.QtCore import QSize, Qt
@@ -65,6 +66,11 @@ def button(
 def wrapped(text: str) -> str:
     """A tooltip's text so that Qt breaks it into lines; plain tooltips run on in one."""
     return f"<p style='white-space: normal'>{html.escape(text)}</p>" if len(text) > 60 else html.escape(text)
+
+
+def breakable(text: str) -> str:
+    """The text with places to break in long dotted names, which Qt would cut off otherwise."""
+    return re.sub(r"(?<=[\w])([._/])(?=\w)", "\\1\u200b", text)
 
 
 def icon_label(name: str, role: str = "muted", size: int = ICON_SIZE) -> QLabel:
@@ -225,7 +231,8 @@ class Banner(QFrame):
 
     def say(self, text: str, level: str = "info") -> None:
         """Show this; nothing and no strip when `text` is empty."""
-        self._text.setText(text)
+        self._said = text
+        self._text.setText(breakable(text))
         self.setAccessibleName(text)
         restyle(self, "role", level)
         set_icon(self._icon, *_LEVELS[level])
@@ -233,7 +240,7 @@ class Banner(QFrame):
 
     def text(self) -> str:
         """What it says."""
-        return self._text.text()
+        return self._said
 
 
 def badge(text: str, level: str = "") -> QLabel:

@@ -53,7 +53,7 @@ class CostPanel(Card):
         self.facts["disk"].setText(human_bytes(guess.disk_bytes) if guess else UNKNOWN)
         self.facts["time"].setText(rough_seconds(guess.seconds) if guess else UNKNOWN)
         self.facts["layers"].setText(f"{len(plan.quantized)} / {len(plan.layers)}" if plan else UNKNOWN)
-        self.notice.say("\n".join(plan.notices) if plan else "", "info")
+        self.notice.say("\n\n".join(plan.notices) if plan else "", "info")
 
     def _fact(self, key: str, words: str, tip: str) -> QHBoxLayout:
         name, value = label(words, "muted"), label(UNKNOWN)

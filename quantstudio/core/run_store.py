@@ -1,7 +1,7 @@
 """Run folders: the only record of what was done. No database; reading a thousand headers takes well under 0.1 s.
 
     run.json               the header: status, times, sizes, one line of summary; replaced atomically
-    recipe.toml            as written            recipe.resolved.json   with every default
+    recipe.toml            as written            recipe.resolved.json   every default, model, text, versions
     environment.json       machine and libraries
     events.jsonl           the very messages of the wire, to be replayed through `run_state`
     metrics.jsonl          the metrics alone     worker.log             log lines, tracebacks
@@ -27,7 +27,7 @@ from quantstudio.core import protocol
 from quantstudio.core.disk import PARTIAL_SUFFIX, disk_problem, partial_of, remove_tree, write_atomically
 from quantstudio.core.errors import DiskProblem, RunBusy, RunNotFound, WorkerLost
 from quantstudio.core.recipe import STARTER, Recipe
-from quantstudio.core.recipe_io import recipe_to_json, recipe_to_toml
+from quantstudio.core.recipe_io import recipe_to_toml
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_lock import LOCK_FILE, RunLock, is_locked
 from quantstudio.core.run_state import Status
@@ -132,7 +132,6 @@ def prepare_run(folder: Path, recipe: Recipe) -> RunHeader:
         if (folder / HEADER).exists():
             return read_header(folder)
         write_atomically(folder / RECIPE, recipe_to_toml(recipe))
-        write_atomically(folder / RESOLVED, recipe_to_json(recipe))
         write_header(folder, header)
     except OSError as error:
         raise disk_problem(error) or _no_folder(folder, error) from error
@@ -239,17 +238,27 @@ def settle(folder: Path, ending: protocol.Error | protocol.CancelledMessage | No
 
 
 def clean_up(home: Path) -> None:
-    """Settle every dead run and remove what killed processes left half-written. Call once at the start of a program."""
+    """Settle every dead run and remove what killed processes left half-written. `conduct` does it before each run.
+
+    What cannot be cleaned up (another person's, a disk that fails) is left for the next time.
+    """
     if not home.is_dir():
         return
     for folder in list(home.iterdir()):
-        if folder.name.startswith(_TRASH):
-            remove_tree(folder)
-        elif folder.is_dir() and _is_ours(folder):
-            try:
+        try:
+            if folder.name.startswith(_TRASH):
+                remove_tree(folder)
+            elif folder.is_dir() and _is_ours(folder) and _is_unsettled(folder):
                 settle(folder)
-            except (RunBusy, PermissionError):
-                continue  # alive, or another person's: not ours to touch
+        except (RunBusy, OSError):
+            continue
+
+
+def _is_unsettled(folder: Path) -> bool:
+    """Whether a process that is gone left work behind."""
+    return partial_of(folder / MODEL).exists() or (
+        read_header(folder).error_kind == WorkerLost.kind and not _parse_header(folder).status.final
+    )
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -55,6 +55,7 @@ def _conduct_run(job: RunJob, sink: Sink, cancel: threading.Event) -> protocol.M
     folder = Path(job.run_folder)
     with ExitStack() as stack:
         try:
+            run_store.clean_up(folder.parent)
             run_store.prepare_run(folder, job.recipe)
             stack.enter_context(RunLock(folder))
             header = _open_run(folder)

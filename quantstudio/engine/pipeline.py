@@ -31,6 +31,7 @@ from quantstudio.engine.measure.isolated import measure_isolated
 from quantstudio.engine.measure.spec import MeasureSpec
 from quantstudio.engine.measure.text import read_text
 from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.resolved import resolved_recipe
 
 ORIGINAL_LABEL = "Original"
 _PHASES = {
@@ -66,6 +67,7 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     info, plan = _check(recipe, run_folder, reporter)
     environment = read_environment(run_folder)
     write_atomically(run_folder / run_store.ENVIRONMENT, environment.model_dump_json(indent=1) + "\n")
+    write_atomically(run_folder / run_store.RESOLVED, resolved_recipe(recipe, info, environment))
     model = run_folder / run_store.MODEL
     with _partial(model) as partial:
         enter("quantize")

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import subprocess
 import sys
 import threading
@@ -81,6 +82,11 @@ def test_a_whole_run_from_recipe_to_verdict(tiny_folder, carry_out):
         "run.lock",
         "worker.log",
     ]
+    resolved = json.loads((folder / "recipe.resolved.json").read_text())
+    assert resolved["recipe"]["measure"]["trials"] == 5
+    assert list(resolved["model"]["weight_files"]) == ["model.safetensors"]
+    assert len(resolved["text"]["sha256"]) == len(resolved["model"]["config_sha256"]) == 64
+    assert "torch" in resolved["versions"]
     assert result.original_first.label == result.original_last.label == "Original"
     assert result.quantized.label == "W4A16 g128"
     assert result.quality.kl.value > 0
@@ -230,5 +236,8 @@ def test_a_worker_killed_at_work_leaves_no_model_and_no_process(tiny_folder, tmp
 
     assert run_store.read_header(folder).status is Status.FAILED
     assert replay(run_store.read_messages(folder)).error.kind == "worker_lost"
-    run_store.clean_up(tmp_path / "runs")
+    after = run_store.create_run(tmp_path / "runs", recipe_for("/nowhere/at/all"))
+    conduct(
+        RunJob(recipe=recipe_for("/nowhere/at/all"), run_folder=str(after)), lambda message: None, threading.Event()
+    )
     assert [path.name for path in folder.iterdir() if path.name.startswith("model")] == []

@@ -51,6 +51,7 @@ BLOCK_WEIGHTS = 1 << 23
 """Weights in a block: 16 MB of bf16, large enough that starting a read costs nothing."""
 
 READ_AHEAD = 2
+MB = 1_000_000
 
 COMPANIONS = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
@@ -105,7 +106,7 @@ def quantize_model(
         tasks = _tasks(reader, info, layers, architecture, plan)
         tensors = [tensor for task in tasks for tensor in _outputs(task)]
         tensors += [tensor for fusion in architecture.fusions for tensor in _fused(fusion, reader)]
-        with CheckpointWriter(out, tensors, recipe.output.shard_mb * 1_000_000) as writer:
+        with CheckpointWriter(out, tensors, recipe.output.shard_mb * MB) as writer:
             _carry_out(tasks, reader, writer, reporter)
             _write_fused(architecture, reader, writer, reporter)
             writer.finish()

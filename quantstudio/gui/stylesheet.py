@@ -66,8 +66,8 @@ QPushButton[variant="ghost"], QToolButton[variant="ghost"] {
 QPushButton[variant="ghost"]:hover, QToolButton[variant="ghost"]:hover { background: $hover; }
 QPushButton[variant="ghost"]:focus, QToolButton[variant="ghost"]:focus { border: 1px solid $accent; }
 QPushButton[variant="fold"] {
-    background: transparent; border: 1px solid transparent; color: $muted; padding: 0 6px; min-height: 22px;
-    font-size: 9pt;
+    background: transparent; border: 1px solid transparent; color: $muted; text-align: left; padding: 0 6px;
+    min-height: 22px; font-size: 9pt;
 }
 QPushButton[variant="fold"]:hover { color: $text; background: $hover; }
 QPushButton[variant="fold"]:focus { border: 1px solid $accent; }

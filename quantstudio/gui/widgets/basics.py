@@ -23,6 +23,7 @@ SPACE = 16
 """Between cards, and inside them."""
 MARGIN = 24
 """Around a page."""
+EMPTY_WIDTH = 420
 _LEVELS = {
     "info": ("info", "accent"),
     "success": ("check", "success"),
@@ -200,14 +201,15 @@ class EmptyState(QWidget):
         self.text = label(text, "muted", wrap=True)
         for part in (self.title, self.text):
             part.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.text.setFixedWidth(420)
+        self.text.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Preferred)
+        self.text.setFixedWidth(EMPTY_WIDTH)
         inner = QVBoxLayout(self)
         inner.setSpacing(GAP)
         inner.addStretch(2)
         inner.addWidget(icon_label(icon, "muted", 40), 0, Qt.AlignmentFlag.AlignCenter)
         inner.addSpacing(GAP)
         inner.addWidget(self.title)
-        inner.addWidget(self.text, 0, Qt.AlignmentFlag.AlignCenter)
+        inner.addLayout(row(None, self.text, None))  # an aligned widget would not get the height of its lines
         inner.addSpacing(GAP)
         if actions:
             inner.addLayout(row(None, *actions, None))

@@ -22,7 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from quantstudio.core.errors import ModelDamaged, ModelNotFound, ModelUnsupported
+from quantstudio.core.errors import ModelDamaged, ModelUnsupported
+from quantstudio.core.safety import require_safe
+from quantstudio.engine.attention import ATTENTION, register_attention
+from quantstudio.engine.kernels.registry import AUTO, Chooser
+from quantstudio.engine.load_quantized import load_quantized
+from quantstudio.engine.memory import keep_freed_memory
 from quantstudio.engine.reporter import Reporter
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -43,26 +48,29 @@ class LoadedModel:
     """Tokens that end an answer."""
 
 
-def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = "auto") -> LoadedModel:
-    """Load an original model or one that this program quantized, in bf16.
+def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUTO) -> LoadedModel:
+    """Load an original model or one that was quantized to int4 or int8 and saved as compressed-tensors, in bf16.
 
     `device`: auto, cpu or cuda. `kernels`: "auto" (the fastest that agrees with the reference), "reference"
     (dequantized weights, and activations rounded as the scheme says), or the name of a kernel.
-    Raises ModelNotFound, ModelDamaged, ModelUnsupported.
+    Raises ModelNotFound, ModelDamaged, ModelUnsafe, ModelUnsupported.
     """
     folder = folder.resolve()
-    if not (folder / "config.json").is_file():
-        raise ModelNotFound(f"There is no model in {folder}.", why="It has no config.json.")
-    config = _read_config(folder)
+    require_safe(folder)
     target = _resolve_device(device)
-    if getattr(config, "quantization_config", None):
-        raise ModelUnsupported("Quantized folders cannot be loaded yet.")
-    model = _load_original(folder)
-    model = model.to(target).eval()
-    layers = sum(isinstance(module, nn.Linear) for module in model.modules())
+    keep_freed_memory()
+    register_attention()
+    config = _read_config(folder)
+    if getattr(config, "quantization_config", None) is None:
+        model = _load_original(folder).to(target)
+        counts = {"bf16": sum(isinstance(module, nn.Linear) for module in model.modules())}
+    else:
+        chooser = Chooser(torch.device(target), kernels, reporter.log)
+        model, counts = load_quantized(folder, config, chooser, reporter)
+    model.eval()
     _straighten_head_input(model)
     tokenizer = _load_tokenizer(folder)
-    return LoadedModel(model, tokenizer, target, folder, {"bf16": layers}, _end_tokens(model, tokenizer))
+    return LoadedModel(model, tokenizer, target, folder, counts, _end_tokens(model, tokenizer))
 
 
 def _read_config(folder: Path) -> PretrainedConfig:
@@ -84,7 +92,7 @@ def _load_original(folder: Path) -> PreTrainedModel:
             use_safetensors=True,
             local_files_only=True,
             dtype=torch.bfloat16,
-            attn_implementation="sdpa",
+            attn_implementation=ATTENTION,
         )
     except (ValueError, KeyError) as error:
         raise ModelUnsupported(f"The model in {folder} cannot be loaded.", why=str(error)) from error
@@ -132,7 +140,7 @@ def _straighten_head_input(model: PreTrainedModel) -> None:
     `hidden[:, -1:]` counts as contiguous, so `contiguous()` would not copy it.
     """
     head = model.get_output_embeddings()
-    if isinstance(head, nn.Linear):
+    if head is not None:
         head.register_forward_pre_hook(
             lambda module, inputs: (inputs[0].clone(),) if inputs[0].shape[-2] == 1 else None
         )

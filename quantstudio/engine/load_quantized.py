@@ -1,0 +1,144 @@
+"""A model built empty and filled from a quantized folder, each quantized layer as the kernel that runs it.
+
+Weights are read one at a time and become their kernel's own layout at once, so the model is in memory once. The empty
+model costs nothing: its weights are allocated but never written, and such memory exists on paper only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from quantstudio.core.errors import ModelDamaged, ModelUnsupported
+from quantstudio.engine.attention import ATTENTION
+from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
+from quantstudio.engine.kernels.dequantized import Dequantized
+from quantstudio.engine.kernels.embedding import Int8Embedding
+from quantstudio.engine.kernels.registry import Chooser
+from quantstudio.engine.quantized_weight import QuantizedWeight
+from quantstudio.engine.reporter import Reporter
+
+
+def load_quantized(
+    folder: Path, config: PretrainedConfig, chooser: Chooser, reporter: Reporter
+) -> tuple[PreTrainedModel, dict[str, int]]:
+    """The model of a compressed-tensors folder, and how many layers run on each kernel.
+
+    Raises ModelUnsupported for quantization that cannot be run here, ModelDamaged when weights are missing or do not
+    fit, `Cancelled` when asked to stop.
+    """
+    read_config(folder)
+    model = _empty_model(config)
+    filler = _Filler(model, chooser)
+    for name, value in read_weights(folder):
+        reporter.check_cancel()
+        if isinstance(value, QuantizedWeight):
+            filler.put_module(name, value)
+        else:
+            filler.put_tensor(name, value)
+    filler.require_whole()
+    model.to(chooser.device)
+    return model, filler.counts()
+
+
+class _Filler:
+    def __init__(self, model: PreTrainedModel, chooser: Chooser) -> None:
+        self._model = model
+        self._chooser = chooser
+        self._kernels: Counter[str] = Counter()
+        self._filled: set[int] = set()
+        self._last_codes = (torch.empty(0), torch.empty(0))
+
+    def put_module(self, name: str, weight: QuantizedWeight) -> None:
+        old = self._module(name)
+        shape = tuple(old.weight.shape) if isinstance(old, nn.Linear | nn.Embedding) else None
+        if shape != weight.shape:
+            raise ModelDamaged(f"The quantized weights of {name} do not fit the model that config.json describes.")
+        new = self._embedding(old, weight) if isinstance(old, nn.Embedding) else self._linear(old, weight)
+        if new is not None:
+            self._model.set_submodule(name, new)
+
+    def put_tensor(self, name: str, value: torch.Tensor) -> None:
+        """Fill a parameter or buffer. Names that the model does not have are left alone, as transformers does."""
+        module_name, _, leaf = name.rpartition(".")
+        try:
+            module = self._model.get_submodule(module_name)
+        except AttributeError:
+            return
+        slot = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        if leaf not in slot:
+            return
+        self._fill(name, slot[leaf], value)
+
+    def require_whole(self) -> None:
+        """Raise ModelDamaged when a parameter was never filled."""
+        missing = [name for name, value in self._model.named_parameters() if id(value) not in self._filled]
+        if missing:
+            raise ModelDamaged(
+                f"The model lacks {len(missing)} of its weights, such as {missing[0]}.",
+                hint="Download or copy the model again, or quantize the original again.",
+            )
+
+    def counts(self) -> dict[str, int]:
+        plain = sum(isinstance(module, nn.Linear) for module in self._model.modules())
+        return dict(self._kernels) | ({"bf16": plain} if plain else {})
+
+    def _embedding(self, old: nn.Embedding, weight: QuantizedWeight) -> nn.Module | None:
+        factor = getattr(old, "embed_scale", None)
+        if self._chooser.wants_reference or weight.spec.bits != 8 or not _is_known(old):
+            self._fill("embedding", old.weight, weight.dequantize())
+            self._kernels[Dequantized.name] += 1
+            return None
+        self._kernels[Int8Embedding.name] += 1
+        return Int8Embedding(self._on_device(weight), 1.0 if factor is None else float(factor))
+
+    def _linear(self, old: nn.Module, weight: QuantizedWeight) -> nn.Module:
+        kernel = self._chooser.choose(weight.spec, *weight.shape)
+        self._kernels[kernel.name] += 1
+        bias = old.bias if isinstance(old, nn.Linear) else None
+        return kernel(self._on_device(weight), bias)
+
+    def _on_device(self, weight: QuantizedWeight) -> QuantizedWeight:
+        device = self._chooser.device
+        zeros = None if weight.zero_points is None else weight.zero_points.to(device)
+        # A tied head comes right after its embedding, with the same codes: they stay one table there too.
+        if self._last_codes[0] is not weight.codes:
+            self._last_codes = (weight.codes, weight.codes.to(device))
+        return QuantizedWeight(self._last_codes[1], weight.scales.to(device), zeros, weight.spec)
+
+    def _fill(self, name: str, slot: torch.Tensor, value: torch.Tensor) -> None:
+        if slot.shape != value.shape:
+            raise ModelDamaged(f"{name} has the shape {tuple(value.shape)}; the model wants {tuple(slot.shape)}.")
+        slot.data = value.to(slot.dtype)
+        self._filled.add(id(slot))
+
+    def _module(self, name: str) -> nn.Module:
+        try:
+            return self._model.get_submodule(name)
+        except AttributeError as error:
+            raise ModelDamaged(f"config.json describes a model without the layer {name}.") from error
+
+
+def _is_known(embedding: nn.Embedding) -> bool:
+    """A plain table, or one that multiplies by a constant; other kinds keep their own code."""
+    return type(embedding) is nn.Embedding or hasattr(embedding, "embed_scale")
+
+
+def _empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    # Without this transformers would quantize the empty model itself.
+    del config.quantization_config
+    try:
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, dtype=torch.bfloat16, attn_implementation=ATTENTION
+            )
+    except (ValueError, KeyError) as error:
+        raise ModelUnsupported("This model is of a kind that cannot be loaded.", why=str(error)) from error
+    model.requires_grad_(requires_grad=False)
+    model.tie_weights()
+    return model

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from quantstudio.core.schemes import ActivationKind, WeightSpec
+from quantstudio.engine.kernels import cpu_int4, registry
+from quantstudio.engine.kernels.activations import fake_quantize_per_token, quantize_per_token
+from quantstudio.engine.kernels.cpu_int4 import CpuInt4
+from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
+from quantstudio.engine.kernels.dequantized import Dequantized
+from quantstudio.engine.kernels.embedding import Int8Embedding
+from quantstudio.engine.kernels.registry import Chooser, relative_error
+from quantstudio.engine.quantized_weight import QuantizedWeight
+
+CPU = torch.device("cpu")
+INT8 = WeightSpec(8, None)
+
+
+def weight_of(spec: WeightSpec, rows: int, columns: int) -> QuantizedWeight:
+    generator = torch.Generator().manual_seed(rows)
+    low, high = spec.code_range
+    groups = columns // spec.group_size if spec.group_size else 1
+
+    def codes(width):
+        return torch.randint(low, high + 1, (rows, width), generator=generator, dtype=torch.int8)
+
+    scales = (torch.rand(rows, groups, generator=generator) * 0.02 - 0.01).to(torch.bfloat16)
+    return QuantizedWeight(codes(columns), scales, None if spec.symmetric else codes(groups), spec)
+
+
+def chosen(spec: WeightSpec, rows: int, columns: int, log: list[str] | None = None, wanted: str = "auto"):
+    return Chooser(CPU, wanted, (log if log is not None else []).append).choose(spec, rows, columns)
+
+
+@pytest.mark.parametrize("activations", ActivationKind)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [32, 64, 96, 128, 224, 256, None])
+def test_int4_runs_every_group_of_32_fast_and_right(group, symmetric, activations):
+    spec = WeightSpec(4, group, symmetric, activations)
+    columns = {224: 448, 96: 192}.get(group, 256)
+    assert chosen(spec, 64, columns) is CpuInt4
+    assert relative_error(CpuInt4, spec, columns, CPU) < 0.005
+
+
+@pytest.mark.parametrize("columns", [16, 33, 72, 896])
+@pytest.mark.parametrize("kernel", [CpuInt8, CpuInt8Dynamic])
+def test_int8_runs_any_width(kernel, columns):
+    # Regression: the weight-only operator read past the end of rows whose length 16 does not divide, and crashed.
+    activations = ActivationKind.INT8_TOKEN if kernel is CpuInt8Dynamic else ActivationKind.NONE
+    assert relative_error(kernel, WeightSpec(8, None, activations=activations), columns, CPU) < 0.005
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 100, 1500])
+def test_int4_takes_any_number_of_outputs(rows):
+    weight = weight_of(WeightSpec(4, 32), rows, 64)
+    bias = nn.Parameter(torch.randn(rows).to(torch.bfloat16), requires_grad=False)
+    fast, reference = CpuInt4(weight, bias), Dequantized(weight, bias)
+    for tokens in (1, 3, 200):
+        x = torch.randn(2, tokens, 64).to(torch.bfloat16)
+        assert fast(x).shape == (2, tokens, rows)
+        torch.testing.assert_close(fast(x).float(), reference(x).float(), rtol=0.02, atol=0.02)
+
+
+def test_small_groups_fall_back_to_dequantized():
+    assert chosen(WeightSpec(4, 16), 64, 64) is Dequantized
+
+
+def test_unknown_packing_leaves_prompts_to_the_operator(monkeypatch):
+    monkeypatch.setattr(cpu_int4, "packing_block", lambda: 0)
+    assert relative_error(CpuInt4, WeightSpec(4, 32), 64, CPU) < 0.005
+
+
+def test_packing_of_this_machine_is_known():
+    assert cpu_int4.packing_block() in (32, 64)
+
+
+def test_kernel_that_disagrees_is_dropped_once_with_a_log_line(monkeypatch):
+    def wrong(self, rows):
+        return rows @ torch.zeros(rows.shape[1], self._rows, dtype=rows.dtype)
+
+    monkeypatch.setattr(CpuInt4, "_operator", wrong)
+    log: list[str] = []
+    chooser = Chooser(CPU, "auto", log.append)
+    assert chooser.choose(WeightSpec(4, 32), 64, 64) is Dequantized
+    assert chooser.choose(WeightSpec(4, 32), 128, 64) is Dequantized
+    assert len(log) == 1
+    assert "cpu_int4" in log[0]
+
+
+def test_operator_that_is_absent_counts_as_wrong(monkeypatch):
+    def absent(self, rows):
+        raise NotImplementedError
+
+    monkeypatch.setattr(CpuInt4, "_operator", absent)
+    assert relative_error(CpuInt4, WeightSpec(4, 32), 64, CPU) == float("inf")
+
+
+def test_reference_is_the_only_candidate_when_asked_for():
+    assert chosen(INT8, 64, 64, wanted=registry.REFERENCE) is Dequantized
+
+
+def test_dynamic_int8_sums_are_exact():
+    spec = WeightSpec(8, None, activations=ActivationKind.INT8_TOKEN)
+    weight = weight_of(spec, 64, 512)
+    x = torch.randn(7, 512).to(torch.bfloat16)
+    codes, scales = quantize_per_token(x)
+    sums = codes.long() @ weight.codes.long().t()
+    expected = (sums.float() * weight.scales.float().flatten() * scales.float()).to(torch.bfloat16)
+    assert torch.equal(CpuInt8Dynamic(weight)(x), expected)
+
+
+def test_activations_equal_compressed_tensors():
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    args = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)
+    x = (torch.randn(2, 33, 256) * torch.logspace(-3, 3, 33)[:, None]).to(torch.bfloat16)
+    x[0, 0] = 0
+    scales, zeros = compute_dynamic_scales_and_zp(x, args, nn.Identity())
+    assert torch.equal(fake_quantize_per_token(x), fake_quantize(x, scales, zeros, args))
+
+
+def test_embedding_equals_the_dequantized_table():
+    weight = weight_of(INT8, 40, 64)
+    ids = torch.tensor([[0, 39, 7], [7, 7, 1]])
+    expected = nn.functional.embedding(ids, weight.dequantize())
+    assert torch.equal(Int8Embedding(weight)(ids), expected)
+    factor = torch.tensor(8.5, dtype=torch.bfloat16)
+    assert torch.equal(Int8Embedding(weight, 8.5)(ids), expected * factor)

@@ -47,11 +47,6 @@ class WeightSpec:
         """Whether groups of this size divide a row of `columns` weights."""
         return self.group_size is None or columns % self.group_size == 0
 
-    def bits_per_weight(self, columns: int) -> float:
-        """Stored bits per weight, with bf16 scales and, when asymmetric, zero points of `bits` bits."""
-        group = self.group_size or columns
-        return self.bits + (16 + (0 if self.symmetric else self.bits)) / group
-
     @property
     def label(self) -> str:
         """Short name for tables: `W4A16 g128`, `W8A8`, `W4A16 per channel, asymmetric`."""

@@ -1,4 +1,4 @@
-"""Grids, their cost in bits, and which group sizes fit."""
+"""Grids, their names, and which group sizes fit."""
 
 import pytest
 
@@ -11,20 +11,6 @@ from quantstudio.core.schemes import (
     WeightSpec,
     fitting_group_sizes,
 )
-
-
-@pytest.mark.parametrize(
-    ("spec", "columns", "bits"),
-    [
-        (WeightSpec(4, 128), 1024, 4.125),
-        (WeightSpec(4, 32), 1024, 4.5),
-        (WeightSpec(4, 32, symmetric=False), 1024, 4.625),
-        (WeightSpec(8, None), 256, 8.0625),
-        (WeightSpec(4, None), 1024, 4 + 16 / 1024),
-    ],
-)
-def test_bits_per_weight_counts_scales_and_zero_points(spec, columns, bits):
-    assert spec.bits_per_weight(columns) == bits
 
 
 def test_code_range_is_two_s_complement():

@@ -74,8 +74,7 @@ class ChatClient(QObject):
         worker.received.disconnect(self._on_received)
         worker.finished.disconnect(self._on_finished)
         self._forget()
-        worker.kill()
-        worker.deleteLater()
+        worker.retire()
         self.closed.emit()
 
     def _forget(self) -> None:

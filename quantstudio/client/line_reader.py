@@ -1,6 +1,6 @@
 """Bytes from a pipe become messages, however they are cut.
 
-Tolerant of everything: a line that is no message is counted and reported once, never raised. A line beyond the
+Tolerant of everything: a line that is no message is counted, never raised. A line beyond the
 protocol's limit is passed over without being kept, so a worker gone mad cannot fill the window's memory.
 """
 

@@ -111,7 +111,7 @@ class RunQueue(QObject):
             if entry.worker is None:
                 self.cancel(run_id)
             else:
-                entry.worker.kill()
+                entry.worker.shutdown()
 
     def _start_next(self) -> None:
         if self.active is not None:

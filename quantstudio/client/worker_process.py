@@ -64,6 +64,7 @@ class WorkerProcess(QObject):
         self._memory: protocol.Memory | None = None
         self._greeted = False
         self._closed = False
+        self._told_broken = False
         self._pid = 0
         self._exit: tuple[int, QProcess.ExitStatus] | None = None
         self._job: RunJob | MeasureJob | ChatJob | None = None
@@ -108,16 +109,33 @@ class WorkerProcess(QObject):
         self._climb(self._patience.cancel, WorkerProcess._terminate)
 
     def kill(self) -> None:
-        """End the process and all its children at once, and wait until they are gone."""
+        """End the process and all its children at once; `finished` comes when they are gone.
+
+        Does not wait: the system may take seconds to give a large process's memory back.
+        """
         if not self.running:
             return
         if not self.state.status.final:
             self.state.status = Status.CANCELLING
         kill_group(self._pid)
         self._process.kill()
-        self._process.waitForFinished(5000)
+
+    def shutdown(self) -> None:
+        """As `kill`, and wait until it is gone; for the end of the program, when no event loop will tell."""
+        self.kill()
+        if self.running:
+            self._process.waitForFinished(5000)
         while self._exit is not None and not self._closed:
             self._drain()
+
+    def retire(self) -> None:
+        """As `kill`, for an owner that does not care any more: the object looks after itself and then goes."""
+        self.setParent(QCoreApplication.instance())
+        self.finished.connect(self.deleteLater)
+        if self.running:
+            self.kill()
+        else:
+            self.deleteLater()
 
     def _make_process(self) -> QProcess:
         process = QProcess(self)
@@ -127,7 +145,7 @@ class WorkerProcess(QObject):
         process.errorOccurred.connect(self._on_process_error)
         process.finished.connect(self._on_exit)
         if application := QCoreApplication.instance():
-            application.aboutToQuit.connect(self.kill)
+            application.aboutToQuit.connect(self.shutdown)
         return process
 
     def _timer(self, slot: Callable[[], None]) -> QTimer:
@@ -163,8 +181,14 @@ class WorkerProcess(QObject):
 
     def _drain(self) -> None:
         """Take in one piece of what waits in the pipe; the event loop comes between two pieces."""
+        if self._closed:
+            return
         for message in self._reader.feed(bytes(self._process.read(CHUNK).data())):
             self._take(message)
+        if self._reader.broken and not self._told_broken:
+            self._told_broken = True
+            text = "The worker sent a line that is no message; it was passed over, as any further ones will be."
+            self._apply(protocol.Log(t=time.time(), level="warning", text=text))
         if self._process.bytesAvailable():
             self._drain_timer.start(0)
         elif self._exit is not None:
@@ -240,6 +264,7 @@ class WorkerProcess(QObject):
 
     def _close(self) -> None:
         self._closed = True
+        self._drain_timer.stop()
         if not self.state.status.final:
             self._apply(self._ending())
         self._ladder.stop()

@@ -23,12 +23,17 @@ def misbehave():
     return lambda way: [sys.executable, "-P", str(TESTS / "worker" / "misbehaving_job.py"), way]
 
 
-@pytest.fixture(autouse=True)
-def _no_process_is_left():
+@pytest.fixture
+def new_children():
+    """The processes that this test has started and that still run: `new_children()`."""
     before = set(psutil.Process().children(recursive=True))
+    return lambda: [child for child in psutil.Process().children(recursive=True) if child not in before]
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left(new_children):
     yield
-    left = [child for child in psutil.Process().children(recursive=True) if child not in before]
-    _, alive = psutil.wait_procs(left, timeout=5)
+    _, alive = psutil.wait_procs(new_children(), timeout=5)
     for child in alive:
         child.kill()
     assert not alive

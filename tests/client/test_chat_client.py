@@ -27,7 +27,7 @@ class Ears:
 
 
 @pytest.fixture
-def chat(qtbot, fake):
+def chat(qtbot, fake, new_children):
     """An open conversation with a fake worker, and its listener."""
     client = ChatClient(command=fake("chat"))
     ears = Ears(client)
@@ -35,6 +35,7 @@ def chat(qtbot, fake):
         client.open("starter")
     yield client, ears
     client.close()
+    qtbot.waitUntil(lambda: not new_children(), timeout=LONG_MS)
 
 
 def ask(text):
@@ -99,4 +100,5 @@ def test_a_model_that_cannot_be_loaded(qtbot, fake):
     ears = Ears(client)
     with qtbot.waitSignal(client.closed, timeout=LONG_MS):
         client.open("starter")
-    assert ears.failures[0].kind == "disk"
+    assert [error.kind for error in ears.failures] == ["disk"]
+    assert not client.is_ready

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QTimer
+from PySide6.QtCore import QObject, QTimer
 
 from quantstudio.client.worker_process import Patience, WorkerProcess
 from quantstudio.core import protocol
@@ -53,7 +53,7 @@ def run(qtbot, fake):
 
     yield go
     for worker in workers:
-        worker.kill()
+        worker.shutdown()
         # The listeners hold their worker; a connection that keeps its own sender alive ends badly.
         worker.received.disconnect()
         worker.finished.disconnect()
@@ -119,6 +119,7 @@ def test_only_the_first_of_several_ends_counts(run):
 def test_garbage_between_messages_is_passed_over(run):
     worker = run("garbage")
     assert worker.state.status is Status.DONE
+    assert sum("no message" in line for line in worker.state.log) == 1
     assert [notice.text for notice in worker.state.notices] == ["still here"]
     assert worker.state.fraction == 1.0
 
@@ -210,6 +211,31 @@ def test_kill_is_at_once(run):
     worker = run("stubborn", then=at_phase(WorkerProcess.kill))
     assert worker.state.status is Status.CANCELLED
     assert gone(worker.pid)
+
+
+def test_shutdown_waits_until_all_is_gone(qtbot, fake):
+    worker = WorkerProcess(command=fake("stubborn"))
+    ends = []
+    worker.finished.connect(lambda: ends.append(True))
+    with qtbot.waitSignal(worker.received, timeout=30_000):
+        worker.start(JOB)
+    worker.shutdown()
+    assert not worker.running
+    assert worker.state.status is Status.CANCELLED
+    qtbot.wait(50)
+    assert ends == [True]
+
+
+def test_a_retired_worker_goes_by_itself(qtbot, fake):
+    owner = QObject()
+    worker = WorkerProcess(owner, command=fake("stubborn"))
+    with qtbot.waitSignal(worker.received, timeout=30_000):
+        worker.start(JOB)
+    pid = worker.pid
+    with qtbot.waitSignal(worker.destroyed, timeout=30_000):
+        worker.retire()
+        owner.deleteLater()
+    assert gone(pid)
 
 
 def test_noise_goes_to_the_log_of_the_run(run, tmp_path):

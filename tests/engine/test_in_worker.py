@@ -207,6 +207,7 @@ def test_a_window_killed_while_it_measures(qtbot, tiny_folder, tmp_path):
 
 
 def test_a_conversation_with_a_real_model(qtbot, tiny_folder):
+    before = set(psutil.Process().children())
     chat = ChatClient()
     answers, pieces = [], []
     chat.answered.connect(answers.append)
@@ -225,3 +226,4 @@ def test_a_conversation_with_a_real_model(qtbot, tiny_folder):
     assert "".join(pieces)
     assert answers[1].reason in ("stopped", "end")
     chat.close()
+    qtbot.waitUntil(lambda: set(psutil.Process().children()) <= before, timeout=LONG_MS)

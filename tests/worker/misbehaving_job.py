@@ -108,12 +108,9 @@ def torrent(payload, session):
 
 @way
 def asked(payload, session):
-    """Tells what a chat was asked, and whether it was stopped."""
-    turns = []
-    while (turn := session.requests.get(timeout=60)) is not None:
-        time.sleep(0.05)
-        turns.append([turn.request.messages[0].content, turn.stop.is_set()])
-    return Result(data={"turns": turns})
+    """Tells what a chat was asked by three requests, and which of them were stopped when the last one came."""
+    turns = [session.requests.get(timeout=60) for _ in range(3)]
+    return Result(data={"turns": [[turn.request.messages[0].content, turn.stop.is_set()] for turn in turns]})
 
 
 @way

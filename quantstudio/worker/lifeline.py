@@ -21,7 +21,8 @@ from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"
-_held: list[int] = []
+_held: list[object] = []
+"""The guard and the pipe's end that tells it of our death; kept for as long as we live."""
 
 
 def tie_to_parent(parent: int) -> None:
@@ -38,14 +39,14 @@ def guard_children() -> None:
     if sys.platform == "win32" or os.getpgrp() != os.getpid():
         return
     reading, writing = os.pipe()  # neither end is inherited by other children; the writing one is closed by our death
-    subprocess.Popen(
+    guard = subprocess.Popen(
         ["/bin/sh", "-c", "read line; kill -KILL 0"],
         stdin=reading,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     os.close(reading)
-    _held.append(writing)
+    _held.extend((writing, guard))
 
 
 def offer_to_oom_killer() -> None:

@@ -37,10 +37,11 @@ from quantstudio.gui.widgets.chat_options import ChatOptions
 class ChatPage(QWidget):
     """Conversation in the middle, model above, message below, settings folded out on the right."""
 
-    def __init__(self, context: AppContext) -> None:
+    def __init__(self, context: AppContext, client: ChatClient | None = None) -> None:
         super().__init__()
         self.context = context
-        self.client = ChatClient(self)
+        self.client = client or ChatClient()
+        self.client.setParent(self)
         self.conversation = Conversation()
         self.models, self.view, self.composer = ModelBox(), ChatView(), Composer()
         self.options, self.banner = ChatOptions(), Banner()
@@ -70,6 +71,7 @@ class ChatPage(QWidget):
         self.composer.clear()
         self.conversation.say(text)
         self.view.say(text)
+        self._save()
         self._ask()
 
     def stop(self) -> None:
@@ -195,6 +197,7 @@ class ChatPage(QWidget):
     def _ask(self) -> None:
         """Ask for an answer to what was said, loading the model first where needed."""
         self._answer = []
+        self.conversation.model = self.models.model_id()
         self._noticed = ""
         self.banner.say("")
         self._show_middle()

@@ -69,7 +69,7 @@ class LiveChart(QWidget):
     def spoken(self) -> str:
         """The curves in words, for those who cannot see them."""
         return ". ".join(
-            f"{line.name}: {tr('now')} {self._value_text(line.y[-1])}, {tr('at most')} {self._value_text(max(line.y))}"
+            f"{line.name}: {tr('last')} {self._value_text(line.y[-1])}, {tr('at most')} {self._value_text(max(line.y))}"
             for line in self._lines
         )
 

@@ -33,23 +33,26 @@ def chart_style(tokens: Tokens) -> ChartStyle:
     )
 
 
-class _Carrier(QObject):
-    drawn = Signal(int, object)
-
-
 class _Draw(QRunnable):
-    """One drawing; the widget that asked is known only by the carrier's connection."""
+    """One drawing. It knows no widget, because a widget may be gone when the picture is done."""
 
     def __init__(
-        self, number: int, chart: Chart, group: Comparison, tokens: Tokens, size: QSize, ratio: float, carrier: _Carrier
+        self,
+        key: tuple[int, int],
+        chart: Chart,
+        group: Comparison,
+        tokens: Tokens,
+        size: QSize,
+        ratio: float,
+        pool: ChartPool,
     ) -> None:
         super().__init__()
-        self._number, self._chart, self._group, self._tokens = number, chart, group, tokens
-        self._size, self._ratio, self._carrier = size, ratio, carrier
+        self._key, self._chart, self._group, self._tokens = key, chart, group, tokens
+        self._size, self._ratio, self._pool = size, ratio, pool
 
     def run(self) -> None:
         image = draw_image(self._chart, self._group, self._tokens, self._size, self._ratio)
-        self._carrier.drawn.emit(self._number, image)
+        self._pool.drawn.emit(self._key, image)
 
 
 def draw_image(chart: Chart, group: Comparison, tokens: Tokens, size: QSize, ratio: float) -> QImage:
@@ -64,11 +67,19 @@ def draw_image(chart: Chart, group: Comparison, tokens: Tokens, size: QSize, rat
 
 
 class ChartPool(QThreadPool):
-    """The one thread in which charts are drawn."""
+    """The one thread in which charts are drawn. `drawn` carries who asked and the picture."""
+
+    drawn = Signal(object, object)
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
         self.setMaxThreadCount(1)
+        self._views = 0
+
+    def new_view(self) -> int:
+        """A number for a view that will ask."""
+        self._views += 1
+        return self._views
 
     def shutdown(self) -> None:
         """Drop what waits and finish what is being drawn, as before the window goes."""
@@ -83,9 +94,8 @@ class ChartView(QWidget):
         super().__init__()
         self.chart, self._group, self._pool = chart, group, pool
         self._image: QImage | None = None
-        self._number = 0
-        self._carrier = _Carrier(self)
-        self._carrier.drawn.connect(self._take)
+        self._key = (pool.new_view(), 0)
+        pool.drawn.connect(self._take)  # Qt undoes this when the view goes
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(SETTLE_MS)
@@ -129,20 +139,12 @@ class ChartView(QWidget):
     def _ask(self) -> None:
         if self.width() < 50 or self.height() < 50:
             return
-        self._number += 1
-        task = _Draw(
-            self._number,
-            self.chart,
-            self._group,
-            active_tokens(),
-            self.size(),
-            self.devicePixelRatioF(),
-            self._carrier,
-        )
-        self._pool.start(task)
+        self._key = (self._key[0], self._key[1] + 1)
+        ratio = self.devicePixelRatioF()
+        self._pool.start(_Draw(self._key, self.chart, self._group, active_tokens(), self.size(), ratio, self._pool))
 
-    def _take(self, number: int, image: QImage) -> None:
-        if number == self._number:
+    def _take(self, key: tuple[int, int], image: QImage) -> None:
+        if key == self._key:
             self._image = image
             self.update()
 

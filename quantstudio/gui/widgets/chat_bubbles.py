@@ -144,7 +144,8 @@ class ChatView(QScrollArea):
         self._sticky = True
         inside = QWidget()
         outer = QHBoxLayout(inside)
-        outer.setContentsMargins(MARGIN, 8, MARGIN - 12, 8)
+        self._outer = outer
+        self._leave_room(0)
         column = QWidget()
         column.setMaximumWidth(READING_WIDTH)
         self._column = QVBoxLayout(column)
@@ -238,6 +239,12 @@ class ChatView(QScrollArea):
     def _on_scrolled(self, value: int) -> None:
         self._sticky = value >= self.verticalScrollBar().maximum() - 24
 
+    def _leave_room(self, highest: int) -> None:
+        """Keep the text in line with the field below it: the scroll bar stands in the margin."""
+        bar = self.verticalScrollBar().sizeHint().width() if highest else 0
+        self._outer.setContentsMargins(MARGIN, 8, MARGIN - min(bar, MARGIN), 8)
+
     def _on_grown(self, _: int, highest: int) -> None:
+        self._leave_room(highest)
         if self._sticky:
             self.verticalScrollBar().setValue(highest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QKeyEvent
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QPlainTextEdit, QSizePolicy
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QPlainTextEdit, QSizePolicy, QVBoxLayout
 
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import button
@@ -60,9 +60,14 @@ class Composer(QFrame):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(8)
         layout.addWidget(self.field, 1)
+        side = QVBoxLayout()
+        side.addStretch(0)
         for each in (self.send, self.stop):
-            each.setFixedSize(96, self.field.height())
-            layout.addWidget(each, 0, Qt.AlignmentFlag.AlignBottom)
+            each.setFixedWidth(96)
+            each.setMaximumHeight(self.field.height())
+            each.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Expanding)
+            side.addWidget(each, 1000)
+        layout.addLayout(side)
         self.field.entered.connect(self._send)
         self.field.escaped.connect(self.stopped)
         self.setFocusProxy(self.field)

@@ -31,6 +31,7 @@ class LogFold(QWidget):
         self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
         self.text.setFont(QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont))
         self.text.setAccessibleName(tr("Log of the run"))
+        self.text.setToolTip(tr("What the job wrote, newest at the end. It is also kept in the run's folder."))
         self.text.setToolTip(tr("What the job wrote, the latest line at the bottom."))
         self.text.setVisible(False)
         layout = QVBoxLayout(self)

@@ -1,0 +1,195 @@
+"""The Compare page: runs to tick, one table for each original, charts, and exports."""
+
+import csv
+import io
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QFileDialog, QLabel
+
+from quantstudio.core.errors import DiskProblem
+from quantstudio.core.run_store import delete_run
+from quantstudio.gui.pages.compare_page import ComparePage
+from quantstudio.gui.theme import LIGHT, apply_theme
+from quantstudio.gui.widgets.basics import Banner
+from quantstudio.gui.widgets.compare_export import FORMATS, export, with_suffix
+from quantstudio.gui.widgets.compare_table import CELL, CompareTable
+
+
+@pytest.fixture
+def runs(home, make_run, qapp):
+    if not qapp.styleSheet():
+        apply_theme(qapp, LIGHT)
+    folder = home / "runs"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def both(runs, make_run):
+    return [make_run(runs, "int4"), make_run(runs, "int8")]
+
+
+@pytest.fixture
+def open_page(context, qtbot):
+    def make():
+        page = ComparePage(context)
+        qtbot.addWidget(page)
+        page.resize(860, 700)
+        page.show()
+        return page
+
+    return make
+
+
+def tables(page):
+    return page._area.widget().findChildren(CompareTable)
+
+
+def texts(table, row):
+    model = table.model()
+    return [model.index(row, column).data() for column in range(model.columnCount())]
+
+
+def test_without_finished_runs_the_page_says_what_to_do(runs, make_run, open_page, qtbot):
+    from quantstudio.core.protocol import Error
+
+    make_run(runs, error=Error(kind="disk", what="The disk is full."))
+    page = open_page()
+    shown = [label.text() for label in page.findChildren(QLabel) if label.isVisibleTo(page)]
+    assert "Nothing to compare yet" in shown
+
+
+def test_the_newest_model_s_runs_are_ticked_at_first(both, open_page):
+    page = open_page()
+    assert set(page.picker.picked()) == set(both)
+    (table,) = tables(page)
+    assert table.model().columnCount() == 3
+
+
+def test_the_table_shows_what_was_measured(both, open_page):
+    page = open_page()
+    page.show_runs(both)
+    (table,) = tables(page)
+    model = table.model()
+    names = [model.headerData(i, Qt.Orientation.Vertical) for i in range(model.rowCount())]
+    assert names[:2] == ["Size", "Bits per weight"]
+    assert texts(table, 0)[0] == "16.8 MB"
+    assert set(texts(table, 0)) == {"16.8 MB", "5.46 MB", "8.44 MB"}
+    change = names.index("Change")
+    cells = [model.index(change, column).data(CELL) for column in range(3)]
+    assert {cell.text for cell in cells} == {"–", "+5.3 %", "+0.06 %"}
+    spoken = [model.index(change, column).data(Qt.ItemDataRole.AccessibleTextRole) for column in range(3)]
+    uncertain = next(words for words in spoken if "+0.06" in words)
+    assert "within the noise" in uncertain
+    assert "the best of this table" in uncertain
+
+
+def test_ticking_by_mouse_and_by_key_changes_the_table(both, open_page, qtbot):
+    page = open_page()
+    page.picker.setFocus()
+    page.picker.setCurrentRow(0)
+    qtbot.keyClick(page.picker, Qt.Key.Key_Space)
+    qtbot.waitUntil(lambda: len(page.results) == 1, timeout=2000)
+    place = page.picker.visualItemRect(page.picker.item(0)).center()
+    qtbot.mouseClick(page.picker.viewport(), Qt.MouseButton.LeftButton, pos=place)
+    qtbot.waitUntil(lambda: len(page.results) == 2, timeout=2000)
+    page._pick_none()
+    qtbot.waitUntil(lambda: page._right.currentIndex() == 0, timeout=2000)
+    assert not page.export_button.isEnabled()
+    page._pick_all()
+    qtbot.waitUntil(lambda: len(page.results) == 2, timeout=2000)
+
+
+def test_models_with_other_originals_get_a_table_of_their_own_and_it_is_said(both, runs, make_run, open_page):
+    other = make_run(runs, "int4", run_id="other", model_name="other")
+    page = open_page()
+    page.show_runs([*both, other])
+    assert [table.model().group.model_name for table in tables(page)] == ["starter", "other"]
+    banners = [banner.text() for banner in page._area.widget().findChildren(Banner)]
+    assert any("different models" in text for text in banners)
+
+
+def test_verdicts_are_shown_as_plain_text(runs, make_run, open_page):
+    run_id = make_run(runs, verdict=("<b>Faster</b> by far.",))
+    page = open_page()
+    page.show_runs([run_id])
+    labels = [label for label in page._area.widget().findChildren(QLabel) if "Faster" in label.text()]
+    assert labels[0].text() == "<b>Faster</b> by far."
+    assert labels[0].textFormat() == Qt.TextFormat.PlainText
+
+
+def test_charts_are_drawn_and_follow_the_theme(both, open_page, qtbot):
+    page = open_page()
+    page.show_runs(both)
+    assert len(page.charts) == 5
+    qtbot.waitUntil(lambda: page.charts[0].drawn, timeout=15_000)
+    before = page.charts[0]._key
+    page.context.change_tokens(page.context.tokens)
+    qtbot.waitUntil(lambda: page.charts[0]._key != before, timeout=5000)
+    page.shutdown()
+
+
+def test_ticks_survive_a_new_run_and_a_deleted_one(both, runs, make_run, open_page):
+    page = open_page()
+    page.show_runs(both[:1])
+    make_run(runs, "int8", run_id="third")
+    page.reload()
+    assert page.picker.count() == 3
+    assert page.picker.picked() == both[:1]
+    delete_run(runs / both[0])
+    page.reload()
+    assert page.picker.picked() == []
+    assert page.results == []
+
+
+def test_a_damaged_result_is_named_and_the_others_stay(both, runs, open_page):
+    (runs / both[0] / "result.json").write_text("{")
+    page = open_page()
+    page.show_runs(both)
+    assert "no result that can be read" in page.banner.text()
+    assert [result.run_id for result in page.results] == [both[1]]
+
+
+@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.suffix)
+def test_every_format_is_written(both, open_page, qtbot, tmp_path, monkeypatch, kind):
+    page = open_page()
+    page.show_runs(both)
+    target = tmp_path / "out"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(target), ""))
+    page.save_as(kind)
+    qtbot.waitUntil(lambda: page.export_button.isEnabled(), timeout=20_000)
+    written = tmp_path / f"out.{kind.suffix}"
+    starts = {"html": b"<!doctype html>", "png": b"\x89PNG", "svg": b"<?xml", "csv": b"original_model,"}
+    assert written.read_bytes().startswith(starts[kind.suffix])
+    assert str(written) in page.banner.text()
+
+
+def test_a_file_that_cannot_be_written_is_told(both, open_page, qtbot, tmp_path):
+    page = open_page()
+    page.show_runs(both)
+    page.save(tmp_path / "nowhere" / "a.csv")
+    qtbot.waitUntil(lambda: page.export_button.isEnabled(), timeout=5000)
+    assert "cannot be written" in page.banner.text()
+    with pytest.raises(DiskProblem):
+        export(page.results, tmp_path / "nowhere" / "a.png")
+
+
+def test_suffixes_are_added_only_where_they_lack(tmp_path):
+    assert with_suffix(tmp_path / "v1.2", "csv").name == "v1.2.csv"
+    assert with_suffix(tmp_path / "a.CSV", "csv").name == "a.CSV"
+
+
+def test_csv_lines_end_once(make_result, tmp_path):
+    export([make_result()], tmp_path / "a.csv")
+    raw = (tmp_path / "a.csv").read_bytes()
+    assert b"\r\r" not in raw
+    assert len(list(csv.reader(io.StringIO(raw.decode())))) == 3
+
+
+def test_the_table_goes_to_the_clipboard_as_markdown(both, open_page):
+    page = open_page()
+    page.show_runs(both)
+    page.copy_table()
+    assert QGuiApplication.clipboard().text().startswith("|  | Original |")

@@ -68,9 +68,10 @@ class MainWindow(QMainWindow):
 
     def show_page(self, page: PageId) -> None:
         """Bring a page forward."""
-        self.stack.setCurrentWidget(self.page(page))
+        shown = self.page(page)
+        self.stack.setCurrentWidget(shown)
         self.sidebar.show_page(page)
-        self.stack.currentWidget().setFocus(Qt.FocusReason.OtherFocusReason)
+        shown.setFocus(Qt.FocusReason.OtherFocusReason)
 
     def show_notice(self, text: str, level: str = "warning") -> None:
         """Say something above the pages; an empty text takes it away."""
@@ -162,7 +163,9 @@ class MainWindow(QMainWindow):
         self._poll.start()
         phase = state.phases[-1].title if state.phases else tr("Starting")
         waiting = f" · {len(active) - 1} {tr('waiting')}" if len(active) > 1 else ""
-        self.sidebar.activity.say(active[0], phase + waiting, state.fraction)
+        recipe = self.context.queue.recipe(active[0])
+        name = recipe.output.name if recipe and recipe.output.name else active[0]
+        self.sidebar.activity.say(name, phase + waiting, state.fraction)
 
     def _may_cancel_runs(self) -> bool:
         count = len(self._active_runs())

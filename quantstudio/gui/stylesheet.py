@@ -78,6 +78,9 @@ QPushButton[variant="nav"] {
 QPushButton[variant="nav"]:hover { background: $pressed; color: $text; }
 QPushButton[variant="nav"]:checked { background: $accent_soft; color: $accent; font-weight: 600; }
 QPushButton[variant="nav"]:focus { border: 1px solid $accent; }
+QPushButton[variant="activity"] { background: $card; border: 1px solid $border; min-height: 60px; padding: 0; }
+QPushButton[variant="activity"]:hover { background: $hover; }
+QPushButton[variant="activity"]:focus { border: 1px solid $accent; }
 QPushButton[variant="choice"] {
     background: $card; border: 1px solid $border_strong; text-align: center; min-height: 32px; padding: 0 8px;
 }

@@ -143,6 +143,8 @@ def test_the_navigation_shows_the_run_at_work(open_window, qtbot):
     assert not activity.isVisible()
     run_id = window.context.queue.add(LONG, window.context.settings.runs_path)
     qtbot.waitUntil(lambda: activity.isVisible() and ", A," in activity.accessibleName(), timeout=5000)
+    assert activity.accessibleName().startswith("Long, ")
+    assert activity.height() >= activity.layout().minimumSize().height(), "its lines are not cut"
     qtbot.mouseClick(activity, Qt.MouseButton.LeftButton)
     assert window.stack.currentWidget() is window.page(PageId.RUN)
     with qtbot.waitSignal(window.context.queue.finished, timeout=5000):

@@ -68,8 +68,7 @@ class Activity(QPushButton):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setProperty("variant", "nav")
-        self.setFixedHeight(62)
+        self.setProperty("variant", "activity")
         self.setToolTip(tr("Show the run"))
         self.setAccessibleName(tr("Show the run"))
         self._name = ElidedLabel("", "strong")

@@ -6,7 +6,9 @@ fails, is killed or cannot even start does not hold up the next.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,17 +20,19 @@ from quantstudio.core.errors import RunBusy
 from quantstudio.core.jobs import RunJob
 from quantstudio.core.protocol import Message
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.run_lock import RunLock
 from quantstudio.core.run_state import RunState, Status
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A run of this queue. `worker` is set while its process lives."""
+    """A run of this queue. `worker` is set while its process lives; `hold` has the folder's lock while it waits."""
 
     folder: Path
     recipe: Recipe
     state: RunState = field(default_factory=RunState)
     worker: WorkerProcess | None = None
+    hold: ExitStack = field(default_factory=ExitStack)
 
 
 class RunQueue(QObject):
@@ -82,7 +86,10 @@ class RunQueue(QObject):
     def add(self, recipe: Recipe, runs_home: Path) -> str:
         """Make a run folder for the recipe and line it up; its id. Raises DiskProblem."""
         folder = run_store.create_run(runs_home, recipe)
-        self._entries[folder.name] = _Entry(folder, recipe)
+        self._entries[folder.name] = entry = _Entry(folder, recipe)
+        # Held while it waits, so that history can tell a run that waits from one whose window is gone.
+        with suppress(RunBusy):
+            entry.hold.enter_context(RunLock(folder))
         self.added.emit(folder.name)
         self._start_next()
         return folder.name
@@ -128,6 +135,7 @@ class RunQueue(QObject):
         # destroyed twice. Only one run has a worker, so there is no doubt whose signal it is.
         worker.received.connect(self._pass_on)
         worker.finished.connect(self._on_finished)
+        _let_go(entry)
         worker.start(RunJob(recipe=entry.recipe, run_folder=str(entry.folder)))
         self.changed.emit(run_id)
 
@@ -153,6 +161,7 @@ class RunQueue(QObject):
 
     def _settle(self, entry: _Entry) -> None:
         """Bring the folder in line with what we know, in case the worker could not do it itself."""
+        _let_go(entry)
         ending = entry.state.error or protocol.CancelledMessage(t=entry.state.last)
         if entry.state.status is Status.DONE:
             return
@@ -161,3 +170,10 @@ class RunQueue(QObject):
         except (RunBusy, OSError) as error:
             # The state in the window is right all the same; the folder is settled at the next start.
             entry.state.log.append(f"The run's folder could not be brought up to date: {error}")
+
+
+def _let_go(entry: _Entry) -> None:
+    """Give the folder's lock up for the worker to take; the header's time says that this was just now."""
+    with suppress(OSError):
+        os.utime(entry.folder / run_store.HEADER)
+    entry.hold.close()

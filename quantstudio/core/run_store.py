@@ -43,6 +43,9 @@ RECIPE, RESOLVED, ENVIRONMENT, RESULT, MODEL = (
 HEADER_VERSION = 1
 _TRASH = ".deleting-"
 LOST = "The process that did the work ended without saying how."
+NEVER_BEGAN = "The window was closed before this run could begin."
+STARTING_S = 60.0
+"""A run that has just been made, or is about to begin, is held by nobody for a moment."""
 LOST_HINT = "Run it again; nothing half-written is kept."
 
 
@@ -144,8 +147,13 @@ def write_header(folder: Path, header: RunHeader) -> None:
 
 
 def read_header(folder: Path) -> RunHeader:
-    """The header as it holds now: a run whose process is gone reads as failed, an unreadable one says why."""
+    """The header as it holds now: a run whose process is gone reads as failed, an unreadable one says why.
+
+    Whoever lets a run wait holds its lock meanwhile, so a waiting run that nobody holds reads as cancelled.
+    """
     header = _parse_header(folder)
+    if header.status is Status.WAITING and _age(folder) > STARTING_S and not is_locked(folder):
+        return header.model_copy(update={"status": Status.CANCELLED, "summary": NEVER_BEGAN})
     if header.status in (Status.STARTING, Status.RUNNING, Status.CANCELLING) and not is_locked(folder):
         again = _parse_header(folder)  # it may have finished between the two looks
         return again if again.status.final else _as_lost(again)
@@ -293,6 +301,14 @@ def _damaged(folder: Path, why: str) -> RunHeader:
     return RunHeader(
         name=folder.name, status=Status.FAILED, created=created, summary=why, damaged=why, id=folder.name, path=folder
     )
+
+
+def _age(folder: Path) -> float:
+    """Seconds since the header was last touched."""
+    try:
+        return time.time() - (folder / HEADER).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _as_lost(header: RunHeader) -> RunHeader:

@@ -1,11 +1,14 @@
 """Runs in a row: one at a time, whatever happens to each."""
 
+import os
+import time
+
 import pytest
 
 from quantstudio.client.run_queue import RunQueue
 from quantstudio.client.worker_process import Patience
 from quantstudio.core import run_store
-from quantstudio.core.errors import DiskProblem
+from quantstudio.core.errors import DiskProblem, RunBusy
 from quantstudio.core.recipe import OutputSection, Recipe
 from quantstudio.core.run_lock import RunLock
 from quantstudio.core.run_state import Status
@@ -85,6 +88,34 @@ def test_cancel_a_waiting_run(queue, qtbot, tmp_path):
     assert headers(tmp_path)["two"].status is Status.CANCELLED
     runs.cancel(first)
     assert statuses(runs)[0] is Status.DONE
+
+
+def age(run_folder):
+    long_ago = time.time() - 3600
+    os.utime(run_folder / run_store.HEADER, (long_ago, long_ago))
+
+
+def test_a_waiting_run_is_held_until_its_window_is_gone(queue, qtbot, tmp_path):
+    runs = queue("slow", 60)
+    first, second = (runs.add(named(name), tmp_path) for name in ("one", "two"))
+    age(runs.folder(second))
+    assert headers(tmp_path)["two"].status is Status.WAITING
+    with pytest.raises(RunBusy):
+        run_store.delete_run(runs.folder(second))
+    runs.cancel(first)
+    qtbot.waitUntil(lambda: runs.active == second, timeout=LONG_MS)
+    assert headers(tmp_path)["two"].status is Status.WAITING  # let go of a moment ago, for the worker to take
+    with RunLock(runs.folder(second)):
+        pass
+
+
+def test_a_run_whose_window_went_before_it_began_reads_as_cancelled(tmp_path):
+    folder = run_store.create_run(tmp_path, named("one"))
+    assert run_store.read_header(folder).status is Status.WAITING
+    age(folder)
+    header = run_store.read_header(folder)
+    assert header.status is Status.CANCELLED
+    assert "before this run could begin" in header.summary
 
 
 def test_cancel_a_working_run_and_go_on(queue, qtbot, tmp_path):

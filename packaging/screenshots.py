@@ -1,9 +1,10 @@
 """Take pictures of all six pages, light and dark, of the real window with the real starter model.
 
-    python packaging/screenshots.py OUT [--runs FOLDER] [--size 1240x820] [--only models,quantize]
+    python packaging/screenshots.py OUT [--runs FOLDER] [--size 1240x820] [--only models,quantize] [--say TEXT]
 
-Works without a screen (QT_QPA_PLATFORM=offscreen) and under Xvfb. `--runs` is a folder with finished runs, which the
-Run, Compare and Chat pages then show; the folder is not changed.
+Works without a screen (QT_QPA_PLATFORM=offscreen) and under Xvfb; QT_SCALE_FACTOR=2 with half the size gives a dense
+screen. `--runs` is a folder with finished runs, which the Run, Compare and Chat pages then show; it is copied first.
+With `--say` the model of the first finished run is really asked, and the picture taken when it has answered.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from PySide6.QtWidgets import QApplication
+
+    from quantstudio.gui.main_window import MainWindow
+    from quantstudio.gui.pages.chat_page import ChatPage
+
+SETTLE_S, CHARTS_S, ANSWER_S = 1.5, 4.0, 180.0
 
 
 def main() -> int:
@@ -38,16 +45,15 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Take pictures of the window's pages.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--runs", type=Path, default=None)
+    parser.add_argument("--runs", type=Path, default=None, help="a folder with finished runs")
     parser.add_argument("--models", default="", help="a folder of models to show beside the starter model")
-    parser.add_argument("--size", default="1240x820")
+    parser.add_argument("--size", default="1240x820", help="of the window, in device-independent pixels")
     parser.add_argument("--only", default="models,quantize,run,compare,chat,settings")
+    parser.add_argument("--say", default="", help="what to ask the model on the Chat page")
     return parser.parse_args()
 
 
 def _take_all(options: argparse.Namespace, theme: str) -> None:
-    from quantstudio.core.run_state import Status
-    from quantstudio.core.run_store import list_runs
     from quantstudio.core.settings import Settings
     from quantstudio.gui.app import make_application, make_context
     from quantstudio.gui.main_window import MainWindow
@@ -55,30 +61,44 @@ def _take_all(options: argparse.Namespace, theme: str) -> None:
 
     app = make_application()
     settings = Settings(theme=theme, model_folders=(options.models,) if options.models else ())
-    context = make_context(app, settings)
-    window = MainWindow(context)
+    window = MainWindow(make_context(app, settings))
     width, height = (int(part) for part in options.size.split("x"))
     window.resize(width, height)
     window.show()
-    context.library.refresh(settings)
-    done = [run.id for run in list_runs(settings.runs_path) if run.status is Status.DONE]
+    window.context.library.refresh(settings)
     for name in options.only.split(","):
-        page = PageId(name)
-        window.show_page(page)
-        if page is PageId.RUN and done:
-            context.open_run(done[0])
-        if page is PageId.COMPARE and done:
-            context.open_compare(done)
-        _settle(app, 2.5 if page in (PageId.COMPARE, PageId.CHAT) else 1.2)
+        window.show_page(PageId(name))
+        _prepare(app, window, PageId(name), options.say)
         window.grab().save(str(options.out / f"{name}-{theme}.png"))
     window.close()
     window.deleteLater()
-    _settle(app, 0.1)
+    _wait(app, 0.1)
 
 
-def _settle(app: QApplication, seconds: float) -> None:
+def _prepare(app: QApplication, window: MainWindow, page: str, say: str) -> None:
+    """Give a page something to show, and the time to show it."""
+    from quantstudio.core.run_state import Status
+    from quantstudio.core.run_store import MODEL, list_runs
+
+    done = [run for run in list_runs(window.context.settings.runs_path) if run.status is Status.DONE]
+    if page == "run" and done:
+        window.context.open_run(done[0].id)
+    elif page == "compare" and done:
+        window.context.open_compare([run.id for run in done])
+        _wait(app, CHARTS_S)
+    elif page == "chat" and done and say:
+        window.context.open_chat(str(done[0].path / MODEL))
+        chat, answers = cast("ChatPage", window.stack.currentWidget()), []
+        chat.client.answered.connect(answers.append)
+        _wait(app, SETTLE_S)
+        chat.send(say)
+        _wait(app, ANSWER_S, until=lambda: bool(answers))
+    _wait(app, SETTLE_S)
+
+
+def _wait(app: QApplication, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not until():
         app.processEvents()
         time.sleep(0.01)
 

@@ -17,7 +17,7 @@ from quantstudio.gui.context import AppContext
 from quantstudio.gui.icons import icon
 from quantstudio.gui.language import tr
 from quantstudio.gui.pages.catalogue import PAGES, PageId
-from quantstudio.gui.widgets.basics import Banner
+from quantstudio.gui.widgets.basics import MARGIN, Banner, column
 from quantstudio.gui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class MainWindow(QMainWindow):
         inner = QVBoxLayout(right)
         inner.setContentsMargins(0, 0, 0, 0)
         inner.setSpacing(0)
-        inner.addWidget(self.banner)
+        inner.addLayout(self._notice_row())
         inner.addWidget(self.stack, 1)
         whole = QWidget()
         whole.setProperty("role", "page")
@@ -105,6 +105,11 @@ class MainWindow(QMainWindow):
         layout.addWidget(self.sidebar)
         layout.addWidget(right, 1)
         self.setCentralWidget(whole)
+
+    def _notice_row(self) -> QVBoxLayout:
+        layout = column(self.banner)
+        layout.setContentsMargins(MARGIN, 0, MARGIN, 0)
+        return layout
 
     def _connect(self) -> None:
         self.sidebar.picked.connect(lambda page: self.show_page(PageId(page)))

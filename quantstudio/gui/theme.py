@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from PySide6.QtCore import Qt
 from PySide6.QtGui import QColor, QFont, QGuiApplication, QPalette
 from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QWidget
 
@@ -118,10 +119,7 @@ def tokens_for(setting: str) -> Tokens:
     """The theme that a setting (`light`, `dark` or `system`) means on this desktop now."""
     if setting in THEMES:
         return THEMES[setting]
-    lightness = QGuiApplication.palette().color(QPalette.ColorRole.Window).lightness()
-    scheme = QGuiApplication.styleHints().colorScheme()
-    dark = scheme.name == "Dark" or (scheme.name == "Unknown" and lightness < 128 and active_tokens().dark)
-    return DARK if dark else LIGHT
+    return DARK if QGuiApplication.styleHints().colorScheme() is Qt.ColorScheme.Dark else LIGHT
 
 
 def active_tokens() -> Tokens:

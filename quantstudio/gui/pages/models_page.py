@@ -49,6 +49,7 @@ class ModelsPage(QWidget):
         )
         self.filter = QLineEdit()
         self._wanted = ""
+        self._looked = False
         self._fits = Latest(self)
         self.setAcceptDrops(True)
         self._lay_out()
@@ -174,13 +175,17 @@ class ModelsPage(QWidget):
 
     def _connect(self) -> None:
         library = self.context.library
-        library.found.connect(self._show_models)
+        library.found.connect(self._take_models)
         library.failed.connect(lambda text: self.banner.say(text, "error"))
         self.list.selectionModel().currentChanged.connect(lambda *_: self._show_marked())
         self.list.activated.connect(lambda _: self.quantize())
         self.filter.textChanged.connect(self._filter)
         self._fits.found.connect(self._show_fits)
         self.context.closing.connect(self._fits.wait)
+
+    def _take_models(self, models: list[FoundModel]) -> None:
+        self._looked = True
+        self._show_models(models)
 
     def _show_models(self, models: list[FoundModel]) -> None:
         before = self._wanted or (model.id if (model := self.marked()) else "")
@@ -203,7 +208,8 @@ class ModelsPage(QWidget):
         if model_id == self._wanted and self.items.row_of(model_id) >= 0:
             self._wanted = ""
         self.list.setCurrentIndex(self.items.index(row) if self.items.rowCount() else QModelIndex())
-        self._stack.setCurrentWidget(self.list if self.items.rowCount() else self.empty)
+        nothing = self._looked and not self.items.rowCount()
+        self._stack.setCurrentWidget(self.empty if nothing else self.list)
         self._show_marked()
 
     def _show_marked(self) -> None:

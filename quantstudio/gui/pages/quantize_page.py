@@ -199,7 +199,8 @@ class QuantizePage(QWidget):
     def _take_models(self) -> None:
         editor = self.form.editor(MODEL_FIELD)
         if isinstance(editor, ModelEditor):
-            editor.set_choices([(model.id, model.name) for model in self.context.library.models if model.info])
+            usable = [model for model in self.context.library.models if model.info and not model.info.quantized]
+            editor.set_choices([(model.id, model.name) for model in usable])
 
 
 def _scrolled(inside: QWidget) -> QScrollArea:

@@ -20,7 +20,7 @@ ROW_HEIGHT, TILE, INSET, GAP = 64, 36, 12, 12
 RIGHT_WIDTH = 150
 MODEL_ROLE = Qt.ItemDataRole.UserRole
 FIT_ROLE = Qt.ItemDataRole.UserRole + 1
-_ICONS = {ModelKind.STARTER: "quantstudio", ModelKind.CACHE: "open", ModelKind.RUN: "quantize"}
+_ICONS = {ModelKind.STARTER: "quantstudio", ModelKind.CACHE: "save", ModelKind.RUN: "quantize"}
 Index = QModelIndex | QPersistentModelIndex
 
 

@@ -1,7 +1,7 @@
 """The promise of the file format: a saved folder loads in plain transformers and gives the logits of our own reference.
 
 The reference is made here from the codes that the folder holds, read by our reader: every quantized matrix replaced by
-its dequantized weights, and the inputs of A8 layers rounded as compressed-tensors does it. The difference must be 0.
+its dequantized weights, and the inputs of A8 layers rounded by our arithmetic for them. The difference must be 0.
 """
 
 import copy
@@ -28,6 +28,7 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
 from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16, ActivationKind
 from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
+from quantstudio.engine.kernels.activations import fake_quantize_per_token
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import silent
@@ -122,13 +123,6 @@ def load(folder):
     ).eval()
 
 
-def rounded_per_token(x):
-    """Symmetric int8 of each token, and back, in the input's own dtype: compressed-tensors' arithmetic."""
-    scale = x.abs().amax(-1, keepdim=True) / 127.5
-    scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
-    return (x / scale).clamp(-128, 127).round() * scale
-
-
 def reference(model, saved):
     """A copy of the original model with the weights that the saved folder stands for."""
     model = copy.deepcopy(model)
@@ -141,7 +135,7 @@ def reference(model, saved):
             if isinstance(weight, QuantizedWeight):
                 modules[name].weight.copy_(weight.dequantize())
                 if weight.spec.activations is ActivationKind.INT8_TOKEN:
-                    modules[name].register_forward_pre_hook(lambda _, inputs: (rounded_per_token(inputs[0]),))
+                    modules[name].register_forward_pre_hook(lambda _, inputs: (fake_quantize_per_token(inputs[0]),))
             elif name in state:
                 assert torch.equal(state[name], weight)
     return model

@@ -318,7 +318,7 @@ def _module_of(name: str, specs: Mapping[str, WeightSpec]) -> str | None:
 def _decode(reader: CheckpointReader, module: str, spec: WeightSpec) -> QuantizedWeight:
     scales = reader.read(f"{module}.weight_scale").to(torch.bfloat16)
     if f"{module}.weight_packed" in reader.tensors:
-        rows, columns = (int(size) for size in reader.read(f"{module}.weight_shape"))
+        rows, columns = _packed_shape(reader, module)
         packed = reader.read(f"{module}.weight_packed")
         _require(module, packed.dtype == torch.int32 and packed.shape == (rows, math.ceil(columns * spec.bits / 32)))
         codes = unpack(packed, spec.bits, columns)
@@ -329,6 +329,14 @@ def _decode(reader: CheckpointReader, module: str, spec: WeightSpec) -> Quantize
     groups = columns // spec.group_size if spec.group_size else 1
     _require(module, scales.shape == (rows, groups) and spec.fits(columns))
     return QuantizedWeight(codes, scales, _decode_zero_points(reader, module, spec, (rows, groups)), spec)
+
+
+def _packed_shape(reader: CheckpointReader, module: str) -> tuple[int, int]:
+    name = f"{module}.weight_shape"
+    _require(module, name in reader.tensors and reader.tensors[name].shape == (2,))
+    rows, columns = (int(size) for size in reader.read(name))
+    _require(module, rows > 0 and columns > 0)
+    return rows, columns
 
 
 def _decode_zero_points(

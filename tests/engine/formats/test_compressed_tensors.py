@@ -6,6 +6,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationConfig
+from safetensors.torch import load_file, save_file
 
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
 from quantstudio.core.model_parts import Part
@@ -212,6 +213,43 @@ def test_contradictions_are_damage(tmp_path, change):
     change_config(folder, change)
     with pytest.raises(ModelDamaged):
         list(read_weights(folder))
+
+
+BAD_SHAPES = {
+    "of another matrix": torch.tensor([41, 64]),
+    "negative": torch.tensor([-41, 96]),
+    "three numbers": torch.tensor([41, 96, 1]),
+    "no shape": None,
+}
+
+
+@pytest.mark.parametrize("shape", BAD_SHAPES.values(), ids=BAD_SHAPES.keys())
+def test_a_shape_that_is_not_the_matrix_is_damage(tmp_path, shape):
+    spec = WeightSpec(4, 32)
+    folder = write_folder(tmp_path, [stored_module("a", spec)], {"a": quantize_rtn(random_weight(), spec)})
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("a.weight_shape")
+    save_file(tensors | ({} if shape is None else {"a.weight_shape": shape}), folder / "model.safetensors")
+    with pytest.raises(ModelDamaged):
+        list(read_weights(folder))
+
+
+def test_short_zero_points_of_other_programs_are_read(tmp_path):
+    spec = WeightSpec(4, 32, symmetric=False)
+    weight = quantize_rtn(random_weight(), spec)
+    folder = write_folder(tmp_path, [stored_module("a", spec)], {"a": weight})
+    tensors = load_file(folder / "model.safetensors")
+    tensors["a.weight_zero_point"] = pack_to_int32(weight.zero_points, 4, packed_dim=0).contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    assert torch.equal(dict(read_weights(folder))["a"].zero_points, weight.zero_points)
+
+
+def test_a_tied_head_without_its_table_is_damage(tmp_path):
+    weight = quantize_rtn(random_weight(), INT8_PER_CHANNEL)
+    head = stored_module("lm_head", INT8_PER_CHANNEL, Part.HEAD, shares_codes=True)
+    folder = write_folder(tmp_path, [head], {"lm_head": weight})
+    with pytest.raises(ModelDamaged, match="lm_head are missing"):
+        read_config(folder)
 
 
 def test_class_names_as_targets_are_read(tmp_path):

@@ -17,7 +17,7 @@ from quantstudio.gui.context import AppContext
 from quantstudio.gui.icons import icon
 from quantstudio.gui.language import tr
 from quantstudio.gui.pages.catalogue import PAGES, PageId
-from quantstudio.gui.widgets.basics import MARGIN, Banner, column
+from quantstudio.gui.widgets.basics import GAP, MARGIN, Banner, column
 from quantstudio.gui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class MainWindow(QMainWindow):
         self.setWindowIcon(icon("quantstudio", context.tokens.accent, size=64))
         self.setMinimumSize(SMALLEST)
         self.sidebar = Sidebar(PAGES)
-        self.banner = Banner(context.settings.notice, "warning")
+        self.banner = Banner()
         self.stack = QStackedWidget()
         self._lay_out()
         self._connect()
@@ -53,6 +53,7 @@ class MainWindow(QMainWindow):
         self._poll.setInterval(POLL_MS)
         self._poll.timeout.connect(self._look_at_queue)
         self._restore_geometry()
+        self.show_notice(context.settings.notice)
         self.show_page(PageId.MODELS)
         self._look_at_queue()
 
@@ -76,6 +77,7 @@ class MainWindow(QMainWindow):
     def show_notice(self, text: str, level: str = "warning") -> None:
         """Say something above the pages; an empty text takes it away."""
         self.banner.say(text, level)
+        self._notice_row.setContentsMargins(MARGIN, GAP if text else 0, MARGIN, 0)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802 - Qt's name
         if self._active_runs() and not self._closing and not self._may_cancel_runs():
@@ -95,7 +97,8 @@ class MainWindow(QMainWindow):
         inner = QVBoxLayout(right)
         inner.setContentsMargins(0, 0, 0, 0)
         inner.setSpacing(0)
-        inner.addLayout(self._notice_row())
+        self._notice_row = column(self.banner)
+        inner.addLayout(self._notice_row)
         inner.addWidget(self.stack, 1)
         whole = QWidget()
         whole.setProperty("role", "page")
@@ -105,11 +108,6 @@ class MainWindow(QMainWindow):
         layout.addWidget(self.sidebar)
         layout.addWidget(right, 1)
         self.setCentralWidget(whole)
-
-    def _notice_row(self) -> QVBoxLayout:
-        layout = column(self.banner)
-        layout.setContentsMargins(MARGIN, 0, MARGIN, 0)
-        return layout
 
     def _connect(self) -> None:
         self.sidebar.picked.connect(lambda page: self.show_page(PageId(page)))

@@ -86,7 +86,7 @@ QPushButton[variant="choice"] {
 }
 QPushButton[variant="choice"]:hover { background: $hover; }
 QPushButton[variant="choice"]:checked {
-    background: $accent_soft; color: $accent; border: 1px solid $accent; font-weight: 600;
+    background: $accent_soft; color: $accent; border: 1px solid $accent;
 }
 QPushButton[variant="choice"]:focus { border: 1px solid $accent; }
 

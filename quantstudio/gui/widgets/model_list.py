@@ -159,6 +159,8 @@ def _paint_texts(painter: QPainter, area: QRect, model: FoundModel, font: QFont,
     top = QRect(area.left(), area.top() + 10, area.width(), 20)
     bottom = QRect(area.left(), area.top() + 31, area.width(), 20)
     _paint_line(painter, top, model.name, strong, tokens.text)
+    if model.info is None:
+        bottom.setWidth(area.width() + RIGHT_WIDTH)  # a sentence, and nothing stands beside it
     _paint_line(painter, bottom, summary(model), font, tokens.danger if model.info is None else tokens.muted)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,15 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "gpt_neox": GPTNeoXConfig(**_SIZE),
     "olmo": OlmoConfig(**_SIZE, **_GROUPED),
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads, and on a busy machine waiting for them takes ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -65,7 +65,7 @@ def quantize_alone(source, out):
         from quantstudio.engine.quantize import quantize_model
         from quantstudio.engine.architecture import inspect_architecture
         from quantstudio.engine.reporter import silent
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
         info, recipe = read_model_info(pathlib.Path(sys.argv[1])), Recipe()
         inspect_architecture(info)
         libraries = peak_rss()

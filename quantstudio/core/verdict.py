@@ -135,4 +135,5 @@ def _digits(change: Interval) -> int:
 
 def _range(change: Interval) -> str:
     digits = _digits(change)
-    return f"{change.low * 100:.{digits}f} to {change.high * 100:.{digits}f} %".replace("-", "−")
+    low, high = (round(share * 100, digits) + 0.0 for share in (change.low, change.high))  # + 0.0: no "-0.00"
+    return f"{low:.{digits}f} to {high:.{digits}f} %".replace("-", "−")

@@ -60,6 +60,7 @@ def test_a_difference_within_the_spread_is_not_claimed(make_result, decode, widt
         ((0.0012, 0.0008, 0.0016), "perplexity 0.12 % higher (0.08 to 0.16 %"),
         ((-0.02, -0.03, -0.01), "perplexity 2.0 % lower (−3.0 to −1.0 %"),
         ((0.0005, -0.0001, 0.0011), "no measurable loss"),
+        ((0.0003, -0.00001, 0.0006), "within noise (0.00 to 0.06 %)"),
     ],
 )
 def test_quality_in_words(make_result, change, words):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantstudio.core.errors import BadWeights, Cancelled
 from quantstudio.core.recipe import BuiltinText, MeasureSection
-from quantstudio.engine.load import LoadedModel
+from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.measure import quality
 from quantstudio.engine.measure.quality import measure_quality, score
 from quantstudio.engine.measure.text import cut_windows, read_text
@@ -107,3 +107,13 @@ def test_scoring_stops_when_asked(models, windows):
     reporter = Reporter(lambda message: reporter.cancel.set())
     with pytest.raises(Cancelled):
         score(*models, windows, reporter)
+
+
+@pytest.mark.parametrize("positions", [48 * 7, 20])
+def test_a_model_loaded_to_run_fast_scores_as_plain_transformers_does(tiny_folder, windows, monkeypatch, positions):
+    """Whole windows together, and pieces of one window over a cache, with the app's own attention and kernels."""
+    plain = score(load(tiny_folder, torch.bfloat16), None, windows, silent())
+    monkeypatch.setattr(quality, "LOGITS_BYTES", 2 * 512 * positions)
+    fast = score(load_model(tiny_folder, "cpu", silent()).model, None, windows, silent())
+    np.testing.assert_allclose(fast.nll.mean(), plain.nll.mean(), rtol=2e-3)
+    np.testing.assert_allclose(fast.nll, plain.nll, atol=0.2)

@@ -98,7 +98,9 @@ COLUMNS: tuple[Column, ...] = (
         "Stored bits per weight of the quantized layers, scales included, read off the files.",
         Better.LOWER,
     ),
-    Column("memory", "Peak memory", "Peak memory of a fresh process that loads and runs the model.", Better.LOWER, _QUICK),
+    Column(
+        "memory", "Peak memory", "Peak memory of a fresh process that loads and runs the model.", Better.LOWER, _QUICK
+    ),
     Column("gpu_memory", "GPU memory", "Peak memory on the GPU.", Better.LOWER, _QUICK),
     Column("load", "Load time", "Time until the model is ready to answer.", Better.LOWER, _FAST),
     Column("ttft", "First token", "Time to first token: from the prompt to the first word.", Better.LOWER, _FAST),

@@ -282,8 +282,10 @@ def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
         x, y = row.sizes.total / 1e6, change.value * 100
         colour = style.colour(index)
         axes.errorbar(x, y, yerr=_whiskers(change, 100.0), fmt="o", color=colour, capsize=3, markersize=7)
+        # Above and below in turn, so that neighbours' names do not cover each other.
+        offset = (8, 6) if index % 2 == 0 else (8, -12)
         axes.annotate(
-            _label(row), (x, y), xytext=(8, 6), textcoords="offset points", size=style.font_size - 0.5, color=style.text
+            _label(row), (x, y), xytext=offset, textcoords="offset points", size=style.font_size - 0.5, color=style.text
         )
     axes.margins(x=0.12, y=0.18)
     axes.set_xlim(left=0, right=axes.get_xlim()[1] * 1.12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PySide6.QtCore import QDir, QTimer
+from PySide6.QtCore import QDir, QMargins, QTimer
 from PySide6.QtGui import QAction, QGuiApplication, QKeySequence, QResizeEvent, QShortcut, QShowEvent
 from PySide6.QtWidgets import (
     QFileDialog,
@@ -33,10 +33,9 @@ from quantstudio.gui.widgets.chart_view import ChartPool, ChartView
 from quantstudio.gui.widgets.compare_export import FORMATS, ExportFormat, export, with_suffix
 from quantstudio.gui.widgets.compare_picker import RunPicker
 from quantstudio.gui.widgets.compare_table import CompareTable
+from quantstudio.gui.widgets.scroll_margin import keep_margin
 
 PICKER_WIDTH = 232
-BAR = 12
-"""Width of a scroll bar, which stands in the margin."""
 TWO_CHARTS = 820
 """From this width on two charts stand side by side."""
 MAX_FIRST = 4
@@ -261,7 +260,6 @@ class ComparePage(QWidget):
         groups = compare(self.results)
         inside = QWidget()
         layout = QVBoxLayout(inside)
-        layout.setContentsMargins(0, 0, MARGIN - BAR, MARGIN)
         layout.setSpacing(SPACE)
         if len(groups) > 1:
             text = tr("These runs started from different models. Each model is compared with its own original.")
@@ -271,6 +269,7 @@ class ComparePage(QWidget):
             self._add_group(layout, group, named=len(groups) > 1)
         layout.addStretch(1)
         self._area.setWidget(inside)
+        keep_margin(self._area, layout, QMargins(0, 0, MARGIN, MARGIN))
         self._place_charts()
 
     def _result(self, run_id: str) -> RunResult:

@@ -1,7 +1,8 @@
 """A curve that grows while a job runs.
 
-Painted by hand: a full matplotlib draw costs 30 ms, this well under 2, so a chart can be redrawn ten times a second
-beside a job that wants every core. Pointing at the curve, or the arrow keys, read single values off it.
+Painted by hand: a full matplotlib draw costs 30 to 100 ms, this 1 to 5 (300 to 4,000 points), so a chart can be
+redrawn ten times a second beside a job that wants every core. Pointing at the curve, or the arrow keys, read single
+values off it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ writes hundreds of tokens a second costs the window next to nothing.
 
 from __future__ import annotations
 
-from PySide6.QtCore import QSizeF, Qt, QTimer, Signal
+from PySide6.QtCore import QMargins, QSizeF, Qt, QTimer, Signal
 from PySide6.QtGui import QGuiApplication, QResizeEvent, QTextCursor, QTextOption, QWheelEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QScrollArea, QSizePolicy, QTextEdit, QVBoxLayout, QWidget
 
@@ -14,6 +14,7 @@ from quantstudio.core.conversation import Turn
 from quantstudio.core.humanize import human_rate, human_seconds, plural
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import MARGIN, button, label, row
+from quantstudio.gui.widgets.scroll_margin import keep_margin
 
 FLUSH_MS = 33
 READING_WIDTH = 820
@@ -144,8 +145,7 @@ class ChatView(QScrollArea):
         self._sticky = True
         inside = QWidget()
         outer = QHBoxLayout(inside)
-        self._outer = outer
-        self._leave_room(0)
+        keep_margin(self, outer, QMargins(MARGIN, 8, MARGIN, 8))
         column = QWidget()
         column.setMaximumWidth(READING_WIDTH)
         self._column = QVBoxLayout(column)
@@ -239,12 +239,6 @@ class ChatView(QScrollArea):
     def _on_scrolled(self, value: int) -> None:
         self._sticky = value >= self.verticalScrollBar().maximum() - 24
 
-    def _leave_room(self, highest: int) -> None:
-        """Keep the text in line with the field below it: the scroll bar stands in the margin."""
-        bar = self.verticalScrollBar().sizeHint().width() if highest else 0
-        self._outer.setContentsMargins(MARGIN, 8, MARGIN - min(bar, MARGIN), 8)
-
     def _on_grown(self, _: int, highest: int) -> None:
-        self._leave_room(highest)
         if self._sticky:
             self.verticalScrollBar().setValue(highest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from pydantic import ValidationError
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import QMargins, Qt, Signal
 from PySide6.QtWidgets import QFrame, QGridLayout, QScrollArea, QVBoxLayout, QWidget
 
 from quantstudio.core.humanize import human_bytes, human_seconds
@@ -34,13 +34,12 @@ from quantstudio.gui.widgets.run_log import LogFold
 from quantstudio.gui.widgets.run_steps import StepBar, StepList, steps_of
 from quantstudio.gui.widgets.run_summary import ErrorCard, ResultCard
 from quantstudio.gui.widgets.run_words import detail_words, progress_words, status_level, status_words, when
+from quantstudio.gui.widgets.scroll_margin import keep_margin
 
 MAX_NOTICES = 8
 NARROW = 540
 """Below this width the steps stand above the charts instead of beside them."""
 WIDE = 760
-BAR = 12
-"""Width of a scroll bar, which stands in the margin."""
 
 
 class RunDetail(QScrollArea):
@@ -157,7 +156,7 @@ class RunDetail(QScrollArea):
     def _lay_out(self) -> None:
         inside = QWidget()
         layout = QVBoxLayout(inside)
-        layout.setContentsMargins(SPACE, MARGIN, MARGIN - BAR, MARGIN)
+        keep_margin(self, layout, QMargins(SPACE, MARGIN, MARGIN, MARGIN))
         layout.setSpacing(SPACE)
         self.notices = QWidget()
         self._notice_box = QVBoxLayout(self.notices)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from quantstudio import __version__
@@ -22,7 +21,7 @@ from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import ModelSection, Recipe
-from quantstudio.core.result import Measurement, Performance, Quality, Quantization, RunResult
+from quantstudio.core.result import Environment, Measurement, Quantization, RunResult
 from quantstudio.core.safety import require_safe
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
@@ -46,14 +45,6 @@ _PHASES = {
 _UNMEASURED = ("check", "quantize", "save")
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    original_first: Performance
-    quantized: Performance
-    original_last: Performance
-    quality: Quality | None
-
-
 def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResult:
     """Carry out a recipe in an existing folder: writes `model/`, `result.json` and `environment.json`.
 
@@ -65,9 +56,7 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     enter = _Phases(reporter, tuple(_PHASES) if recipe.measure.enabled else _UNMEASURED)
     enter("check")
     info, plan = _check(recipe, run_folder, reporter)
-    environment = read_environment(run_folder)
-    write_atomically(run_folder / run_store.ENVIRONMENT, environment.model_dump_json(indent=1) + "\n")
-    write_atomically(run_folder / run_store.RESOLVED, resolved_recipe(recipe, info, environment))
+    environment = _record_setting(recipe, info, run_folder)
     model = run_folder / run_store.MODEL
     with _partial(model) as partial:
         enter("quantize")
@@ -82,12 +71,10 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
         )
         if recipe.measure.enabled:
             with _kept_when_measuring_fails(result, model, reporter):
-                comparison = _compare(recipe, info.path, partial, quantization.label, enter, reporter)
-            result = _with_comparison(result, comparison)
+                result = _measured(result, info.path, partial, enter, reporter)
         result = result.model_copy(update={"verdict": verdict(result)})
         enter("save")
-        if recipe.measure.enabled:
-            write_model_card(partial, recipe, quantization, result)
+        write_model_card(partial, recipe, quantization, result)
         _publish(result, model)
     write_atomically(run_folder / run_store.RESULT, result.model_dump_json(indent=1) + "\n")
     reporter.artifact("model", str(model))
@@ -155,10 +142,17 @@ def _quantize(
     return quantize_model(info, plan, recipe, partial, reporter)
 
 
-def _compare(
-    recipe: Recipe, original: Path, quantized: Path, label: str, enter: _Phases, reporter: Reporter
-) -> _Comparison:
+def _record_setting(recipe: Recipe, info: ModelInfo, run_folder: Path) -> Environment:
+    """Write down what the run works with: the machine, and everything that the recipe leaves open."""
+    environment = read_environment(run_folder)
+    write_atomically(run_folder / run_store.ENVIRONMENT, environment.model_dump_json(indent=1) + "\n")
+    write_atomically(run_folder / run_store.RESOLVED, resolved_recipe(recipe, info, environment))
+    return environment
+
+
+def _measured(result: RunResult, original: Path, quantized: Path, enter: _Phases, reporter: Reporter) -> RunResult:
     """Original, quantized with the quality of both, and the original again, each in a fresh process."""
+    recipe, label = result.recipe, result.quantization.label
 
     def spec(model: Path, label: str, against: str = "") -> MeasureSpec:
         return MeasureSpec(
@@ -174,16 +168,12 @@ def _compare(
     second = measure_isolated(spec(quantized, label, str(original)), reporter, lambda: enter("quality"))
     enter("measure_original_again")
     last = measure_isolated(spec(original, ORIGINAL_LABEL), reporter, no_quality)
-    return _Comparison(first.performance, second.performance, last.performance, second.quality)
-
-
-def _with_comparison(result: RunResult, comparison: _Comparison) -> RunResult:
     return result.model_copy(
         update={
-            "original_first": comparison.original_first,
-            "quantized": comparison.quantized,
-            "original_last": comparison.original_last,
-            "quality": comparison.quality,
+            "original_first": first.performance,
+            "quantized": second.performance,
+            "original_last": last.performance,
+            "quality": second.quality,
         }
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from quantstudio.core.errors import ModelUnsupported
 from quantstudio.core.recipe import MeasureSection
@@ -43,21 +44,8 @@ def measure_performance(
 ) -> Performance:
     """One warm-up, then `measure.trials` trials of a prompt and an answer. Times include picking each token."""
     generator = Generator(loaded)
-    decode_tokens = min(measure.decode_tokens, max(1, generator.context_length // 2))
-    prompt_tokens = min(measure.prompt_tokens, generator.context_length - decode_tokens)
-    if (prompt_tokens, decode_tokens) != (measure.prompt_tokens, measure.decode_tokens):
-        reporter.notice(
-            f"The model reads at most {generator.context_length} tokens: speed is measured with a prompt of "
-            f"{prompt_tokens} and an answer of {decode_tokens}."
-        )
-    if loaded.tokenizer is None:
-        raise ModelUnsupported(
-            "This model cannot be measured.",
-            why="Its folder has no tokenizer.",
-            hint="Copy the tokenizer's files into the folder, or turn off the measurement.",
-            field="measure.enabled",
-        )
-    prompt = prompt_ids(text, loaded.tokenizer, prompt_tokens, seed)
+    prompt_tokens, decode_tokens = _lengths(generator, measure, reporter)
+    prompt = prompt_ids(text, _tokenizer(loaded), prompt_tokens, seed)
     trials: list[tuple[float, float]] = []
     for trial in range(measure.trials + 1):
         reporter.progress(trial, measure.trials + 1, "trials", label)
@@ -83,6 +71,30 @@ def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles of at least two values."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median=median, low=low, high=high, trials=tuple(values))
+
+
+def _lengths(generator: Generator, measure: MeasureSection, reporter: Reporter) -> tuple[int, int]:
+    """Lengths of prompt and answer, cut to what the model can read, which is then said."""
+    context = generator.context_length
+    decode_tokens = min(measure.decode_tokens, max(1, context // 2))
+    prompt_tokens = min(measure.prompt_tokens, context - decode_tokens)
+    if (prompt_tokens, decode_tokens) != (measure.prompt_tokens, measure.decode_tokens):
+        reporter.notice(
+            f"The model reads at most {context} tokens: speed is measured with a prompt of {prompt_tokens} "
+            f"and an answer of {decode_tokens}."
+        )
+    return prompt_tokens, decode_tokens
+
+
+def _tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
+    if loaded.tokenizer is None:
+        raise ModelUnsupported(
+            "This model cannot be measured.",
+            why="Its folder has no tokenizer.",
+            hint="Copy the tokenizer's files into the folder, or turn off the measurement.",
+            field="measure.enabled",
+        )
+    return loaded.tokenizer
 
 
 def _trial(generator: Generator, prompt: Sequence[int], decode_tokens: int) -> tuple[float, float]:

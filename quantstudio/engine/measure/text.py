@@ -88,7 +88,7 @@ def cut_windows(text: Text, tokenizer: Any, length: int, tokens: int, seed: int)
     if step < 2 or len(ids) - len(ids) // step < _MIN_SCORED:
         raise _refuse(
             f"The evaluation text {text.name} is too short: it has only {len(ids)} tokens.",
-            "Choose a longer text, or a longer window.",
+            "Choose a longer text.",
         )
     count = min(max(1, tokens // length), len(ids) // step)
     picked = np.random.default_rng(seed).choice(len(ids) // step, size=count, replace=False)

@@ -86,12 +86,10 @@ class CpuInt4(nn.Module):
     def _expand(self, start: int, stop: int, block: int) -> torch.Tensor:
         """Rows start…stop of the weight in bf16, transposed: `[columns, stop - start]`."""
         packed = self.packed[start:stop].view(-1, self._columns, block // 2)
-        codes = torch.empty(*packed.shape[:2], 2, block // 2, dtype=torch.uint8)
-        torch.bitwise_and(packed, 0xF, out=codes[:, :, 0])
-        torch.bitwise_right_shift(packed, 4, out=codes[:, :, 1])
-        signed = codes.view(torch.int8).sub_(8).view(-1, self._columns, block)
-        tile = torch.empty(self._columns, signed.shape[0], block, dtype=torch.bfloat16)
-        tile.copy_(signed.permute(1, 0, 2))
+        tile = torch.empty(self._columns, packed.shape[0], 2, block // 2, dtype=torch.bfloat16)
+        # Split where they lie, put in order on the way to bf16: strided bit operations are 8 times slower.
+        for half, codes in enumerate((packed & 0xF, packed >> 4)):
+            tile[:, :, half].copy_(codes.view(torch.int8).sub_(8).permute(1, 0, 2))
         grouped = tile.view(-1, self._group, stop - start)
         scales, zeros = self.scales_and_zeros[:, start:stop].unbind(-1)
         grouped.mul_(scales.contiguous().unsqueeze(1))

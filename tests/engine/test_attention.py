@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from quantstudio.engine import attention
+
+
+def attend(query, key, value, mask=None, **kwargs):
+    return attention._attend(nn.Module(), query, key, value, mask, scaling=0.2, **kwargs)[0]
+
+
+def expected(query, key, value, mask=None, *, causal=False):
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=0.2
+    ).transpose(1, 2)
+
+
+def tensors(heads, shared, rows, positions):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, rows, heads, 16, generator=generator).transpose(1, 2)
+    # Keys and values are views of a longer buffer, as the cache gives them.
+    key, value = (torch.randn(1, shared, positions + 9, 16, generator=generator)[:, :, :positions] for _ in "kv")
+    return query, key, value
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(14, 2), (4, 4), (6, 1)])
+def test_one_token_equals_plain_attention(heads, shared):
+    query, key, value = tensors(heads, shared, 1, 77)
+    torch.testing.assert_close(attend(query, key, value), expected(query, key, value))
+    window = torch.arange(77)[None, None, None] > 50
+    torch.testing.assert_close(attend(query, key, value, window), expected(query, key, value, window))
+
+
+@pytest.mark.parametrize("length", [2, 63, 64, 65, 128, 300, 600])
+def test_prompt_equals_causal_attention(length):
+    query, key, value = tensors(6, 2, length, length)
+    torch.testing.assert_close(attend(query, key, value), expected(query, key, value, causal=True))
+
+
+def test_prompt_goes_through_blocks_only_when_it_may(monkeypatch):
+    calls = []
+    monkeypatch.setattr(attention, "_prompt", lambda query, *rest: calls.append(1) or query.transpose(1, 2))
+    attend(*tensors(6, 2, 80, 80))
+    assert len(calls) == 1
+    mask = torch.ones(80, 80, dtype=torch.bool).tril()[None, None]
+    query, key, value = tensors(6, 2, 80, 80)
+    module = nn.Module()
+    module.num_key_value_groups = 3
+    found = attention._attend(module, query, key, value, mask, scaling=0.2)[0]
+    torch.testing.assert_close(found, expected(query, key, value, mask))
+    found = attention._attend(module, query, key, value, None, scaling=0.2, is_causal=False)[0]
+    torch.testing.assert_close(found, expected(query, key, value))
+    assert len(calls) == 1

@@ -127,6 +127,8 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("top1", "Same top word", "How often both models pick the same likeliest next token.", Better.HIGHER),
 )
+_UNSTEADY = 0.1
+"""From this relative difference between the originals of two runs on, their times are not comparable."""
 QUALITY_COLUMNS = frozenset({"perplexity", "change", "bits_per_byte", "kl", "top1"})
 
 
@@ -343,12 +345,15 @@ def _notes(results: Sequence[RunResult]) -> tuple[str, ...]:
     lengths = {(speed.prompt_tokens, speed.decode_tokens) for speed in speeds}
     used = {(speed.device, speed.threads) for speed in speeds}
     texts = {(q.text, q.tokens, q.windows) for r in results if (q := r.quality) is not None}
+    originals = [original.decode_tps.median for r in results if (original := baseline(r)) is not None]
+    moved = bool(originals) and max(originals) > min(originals) * (1 + _UNSTEADY)
     unmeasured = [r.name for r in results if r.quantized is None and r.quality is None]
     found = (
         (len(machines) > 1, "These runs come from different machines: compare their ratios, not their times."),
         (len(lengths) > 1, "Prompt or answer lengths differ between these runs, so their speeds are not comparable."),
         (len(used) > 1, "These runs used different devices or numbers of threads."),
         (len(texts) > 1, "Quality was measured on different text: compare the changes, not the perplexities."),
+        (moved and len(machines) == 1, "The machine was not equally fast in these runs: compare ratios, not times."),
         (bool(unmeasured), f"Not measured: {', '.join(unmeasured)}."),
     )
     return tuple(text for applies, text in found if applies)

@@ -121,6 +121,11 @@ def test_what_spoils_a_comparison_is_said(make_result):
     other_text = second.model_copy(update={"quality": second.quality.model_copy(update={"tokens": 1024})})
     assert any("different text" in note for note in compare([first, other_text])[0].notes)
     assert compare([first, second])[0].notes == ()
+    slow = {
+        name: getattr(second, name).model_copy(update={"decode_tps": Spread(median=155, low=150, high=160)})
+        for name in ("original_first", "original_last")
+    }
+    assert any("not equally fast" in note for note in compare([first, second.model_copy(update=slow)])[0].notes)
 
 
 def test_runs_that_were_not_measured_still_have_sizes(make_result):

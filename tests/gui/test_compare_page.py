@@ -144,6 +144,16 @@ def test_ticks_survive_a_new_run_and_a_deleted_one(both, runs, make_run, open_pa
     assert page.results == []
 
 
+def test_when_the_runs_ticked_at_first_are_deleted_others_take_their_place(runs, make_run, open_page):
+    newest = make_run(runs, "int4", run_id="newest", model_name="other")
+    page = open_page()
+    assert page.picker.picked() == [newest]
+    make_run(runs, "int8")
+    delete_run(runs / newest)
+    page.reload()
+    assert [result.run_id for result in page.results] == page.picker.picked() != []
+
+
 def test_a_damaged_result_is_named_and_the_others_stay(both, runs, open_page):
     (runs / both[0] / "result.json").write_text("{")
     page = open_page()

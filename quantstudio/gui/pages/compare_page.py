@@ -81,7 +81,7 @@ class ComparePage(QWidget):
         self._cache = {run_id: result for run_id, result in self._cache.items() if run_id in known}
         before = self.picker.picked()
         self.picker.fill(self.headers)
-        if not self._touched and not before:
+        if not self._touched and not self.picker.picked():
             self.picker.pick(_first_choice(self.headers))
         self._stack.setCurrentIndex(1 if self.headers else 0)
         if self.picker.picked() != before or not self.results:

@@ -54,6 +54,8 @@ def _parse() -> argparse.Namespace:
 
 
 def _take_all(options: argparse.Namespace, theme: str) -> None:
+    from PySide6.QtCore import QTimer
+
     from quantstudio.core.settings import Settings
     from quantstudio.gui.app import make_application, make_context
     from quantstudio.gui.main_window import MainWindow
@@ -72,7 +74,8 @@ def _take_all(options: argparse.Namespace, theme: str) -> None:
         window.grab().save(str(options.out / f"{name}-{theme}.png"))
     window.close()
     window.deleteLater()
-    _wait(app, 0.1)
+    QTimer.singleShot(100, app.quit)
+    app.exec()  # so that workers hear of the end
 
 
 def _prepare(app: QApplication, window: MainWindow, page: str, say: str) -> None:

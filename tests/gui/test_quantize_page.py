@@ -177,3 +177,10 @@ def test_new_recipes_start_with_the_machine_of_the_settings(open_page):
 def test_the_presets_differ_for_any_model():
     made = [preset_recipe(preset, ModelSection(id="x")) for preset in Preset]
     assert [preset_of(recipe) for recipe in made] == list(Preset)
+
+
+def test_changed_settings_reach_the_form_unless_the_person_chose_otherwise(page, qtbot):
+    change(page, qtbot, {"machine.threads": 7})
+    page.context.change_settings(Settings(device="cpu", threads=1))
+    settle(page, qtbot)
+    assert page.cost.recipe.machine == MachineSection(device="cpu", threads=7)

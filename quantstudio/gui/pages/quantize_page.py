@@ -7,6 +7,7 @@ back fills the side panel and puts problems beside their fields. Start takes the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtGui import QGuiApplication
@@ -15,9 +16,10 @@ from PySide6.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QScrollArea, QSi
 from quantstudio.core.command_line import command_line
 from quantstudio.core.disk import write_atomically
 from quantstudio.core.errors import QuantStudioError
-from quantstudio.core.fieldspec import flat
+from quantstudio.core.fieldspec import flat, nested
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
-from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
+from quantstudio.core.recipe_io import load_recipe, recipe_from_dict, recipe_to_toml
+from quantstudio.core.settings import Settings
 from quantstudio.gui.background import Latest
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.cost import MODEL_FIELD, Cost, work_out
@@ -56,6 +58,7 @@ class QuantizePage(QWidget):
             tooltip="Copy the command that does the same in a terminal.",
         )
         self.hint = label("", "problem", wrap=True)
+        self._machine = _machine_values(context.settings)
         self._costs = Latest(self)
         self._debounce = QTimer(self)
         self._debounce.setSingleShot(True)
@@ -124,9 +127,16 @@ class QuantizePage(QWidget):
             self.banner.say(f"{tr('The recipe cannot be saved.')} {error.strerror}: {chosen}", "error")
 
     def _new_recipe(self, preset: Preset) -> Recipe:
-        recipe, settings = preset_recipe(preset, ModelSection()), self.context.settings
-        machine = recipe.machine.model_copy(update={"device": settings.device, "threads": settings.threads})
-        return recipe.model_copy(update={"machine": machine})
+        recipe = preset_recipe(preset, ModelSection())
+        values = flat(recipe.model_dump(mode="json")) | self._machine
+        return recipe_from_dict(nested(values))
+
+    def _follow_settings(self) -> None:
+        """Take over what new recipes start with, where the form still says what they started with before."""
+        before, self._machine = self._machine, _machine_values(self.context.settings)
+        values = self.form.values()
+        self.form.set_values({path: new for path, new in self._machine.items() if values[path] == before[path]})
+        self._on_changed()  # another folder for runs may lie on another disk
 
     def _lay_out(self) -> None:
         self.open_button = button("Open recipe…", self.open_recipe, icon="open", tooltip="Fill the form from a file.")
@@ -168,6 +178,7 @@ class QuantizePage(QWidget):
         self._debounce.timeout.connect(self._ask)
         self._costs.found.connect(self._show_cost)
         self.context.library.found.connect(lambda _: self._take_models())
+        self.context.settings_changed.connect(self._follow_settings)
         self.context.closing.connect(self._costs.wait)
 
     def _on_changed(self) -> None:
@@ -201,6 +212,10 @@ class QuantizePage(QWidget):
         if isinstance(editor, ModelEditor):
             usable = [model for model in self.context.library.models if model.info and not model.info.quantized]
             editor.set_choices([(model.id, model.name) for model in usable])
+
+
+def _machine_values(settings: Settings) -> dict[str, Any]:
+    return {"machine.device": settings.device, "machine.threads": settings.threads}
 
 
 def _scrolled(inside: QWidget) -> QScrollArea:

@@ -30,7 +30,7 @@ class QuantizedWeight:
         return rows, columns
 
     def dequantize(self) -> torch.Tensor:
-        """The weight that the codes stand for, `[rows, columns]` in the scales' dtype: the reference of every kernel."""
+        """The weight that the codes stand for, `[rows, columns]` in the scales' dtype: every kernel's reference."""
         rows, columns = self.shape
         codes = self.codes.view(rows, self.scales.shape[1], -1)
         if self.zero_points is not None:

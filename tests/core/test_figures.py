@@ -5,7 +5,15 @@ from xml.etree import ElementTree
 import pytest
 
 from quantstudio.core.comparison import compare
-from quantstudio.core.figures import Chart, ChartStyle, chart_figure, chart_pixels, has_data, save_chart, save_comparison
+from quantstudio.core.figures import (
+    Chart,
+    ChartStyle,
+    chart_figure,
+    chart_pixels,
+    has_data,
+    save_chart,
+    save_comparison,
+)
 from quantstudio.core.result import Sizes
 
 DARK = ChartStyle(background="#1e2127", text="#e8eaef", muted="#a0a8b8", grid="#2d313a")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from PySide6.QtCore import QTimer
-from PySide6.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 
 from quantstudio import __version__
 from quantstudio.core.errors import QuantStudioError
@@ -22,7 +22,7 @@ from quantstudio.gui.context import AppContext
 from quantstudio.gui.forms.editors import FolderEditor
 from quantstudio.gui.forms.recipe_form import FieldRow
 from quantstudio.gui.language import available_languages, tr
-from quantstudio.gui.widgets.basics import MARGIN, SPACE, Banner, Card, PageHeader, label, page_layout
+from quantstudio.gui.widgets.basics import MARGIN, SPACE, WHOLE_WIDTH, Banner, Card, PageHeader, label, page_layout
 
 SECTIONS = (
     ("Appearance", ("theme", "language")),
@@ -91,7 +91,13 @@ class SettingsPage(QWidget):
 
     def _lay_out(self) -> None:
         inside = QWidget()
-        column = QVBoxLayout(inside)
+        cards = QWidget()
+        cards.setMaximumWidth(WIDTH)
+        beside = QHBoxLayout(inside)  # the scroll bar stands at the window's edge, the cards stay readable
+        beside.setContentsMargins(0, 0, 0, 0)
+        beside.addWidget(cards, 1000)
+        beside.addStretch(1)
+        column = QVBoxLayout(cards)
         column.setContentsMargins(0, 0, 8, MARGIN)
         column.setSpacing(SPACE)
         for title, names in SECTIONS:
@@ -109,7 +115,7 @@ class SettingsPage(QWidget):
         scroll.setWidget(inside)
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
-        layout = page_layout(self, WIDTH)
+        layout = page_layout(self, WHOLE_WIDTH)
         layout.addWidget(PageHeader("Settings", "Saved as you change them."))
         layout.addWidget(self.banner)
         layout.addWidget(scroll, 1)

@@ -23,6 +23,8 @@ SPACE = 16
 """Between cards, and inside them."""
 MARGIN = 24
 """Around a page."""
+WHOLE_WIDTH = (1 << 24) - 1
+"""No limit: the largest width that Qt knows."""
 EMPTY_WIDTH = 420
 _LEVELS = {
     "info": ("info", "accent"),

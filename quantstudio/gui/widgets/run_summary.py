@@ -103,10 +103,12 @@ class ResultCard(Card):
             self._place_tiles()
 
     def _place_tiles(self) -> None:
+        rows = -(-len(self._made) // self._columns)
+        columns = -(-len(self._made) // max(1, rows))  # rows of like length: three and three, not five and one
         for place, tile in enumerate(self._made):
-            self._tiles.addWidget(tile, place // self._columns, place % self._columns, Qt.AlignmentFlag.AlignTop)
+            self._tiles.addWidget(tile, place // columns, place % columns, Qt.AlignmentFlag.AlignTop)
         for place in range(8):
-            self._tiles.setColumnStretch(place, 1 if place == self._columns else 0)
+            self._tiles.setColumnStretch(place, 1 if place == columns else 0)
 
 
 def key_numbers(group: Comparison) -> list[tuple[Column, Cell]]:

@@ -1,11 +1,13 @@
-"""Attention on the CPU with heads that share keys and values taken together: grouped-query attention.
+"""Attention on the CPU, one new token or a whole prompt, faster than torch's operator does it by itself.
 
-torch's operator takes each query head by itself, even where several share one key-value head, and is slow on few query
-rows. So the heads of a group are passed as more rows of one head; the operator and its precision stay the same. One Zen
-5 thread, 512 positions:
+That operator takes each query head alone, even where several share one key-value head (grouped-query attention), and is
+slow on few query rows. One Zen 5 thread, 512 positions:
 
-- one new token: 14 heads on 2, 569 → 45 µs. A head without company is passed twice: 16 on 16, 719 → 181 µs.
-- a prompt, in blocks of 64 tokens against what each may see: 14 heads on 2, 11.5 → 7.1 ms.
+- one new token: the heads of a group are passed as the rows of one head: 14 heads on 2, 569 → 45 µs. A head without
+  company is passed twice: 16 on 16, 719 → 181 µs. Same operator, same precision.
+- a prompt: blocks of 64 tokens, each against what it may see, as plain matrix products. Scores and softmax in fp32, as
+  the operator has them: 14 heads on 2, 11.5 → 5 ms; 16 on 16, 13.0 → 6.5. Relative error against fp32 throughout:
+  0.0023; the operator 0.0020. (Scores in bf16 would take 3 ms and have an error of 0.0034, growing with the scores.)
 
 Everything else (other devices, masks of its own kind, a prompt that continues a sequence) goes to transformers' own
 function.
@@ -13,7 +15,6 @@ function.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ ATTENTION = "grouped_sdpa"
 """The name under which transformers knows it (`attn_implementation`)."""
 _BLOCK = 64
 """Tokens of a prompt taken at once."""
-_MASK_STEP = 512
 
 
 def register_attention() -> None:
@@ -68,33 +68,27 @@ def _one_token(
 
 
 def _is_plain_prompt(module: nn.Module, query: torch.Tensor, key: torch.Tensor, kwargs: dict[str, Any]) -> bool:
-    """A whole sequence, causal, with grouped heads."""
+    """One whole sequence, causal."""
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     inference = not kwargs.get("dropout") and not query.requires_grad
-    return bool(causal) and inference and query.shape[2] == key.shape[2] and query.shape[1] > key.shape[1]
+    return bool(causal) and inference and query.shape[0] == 1 and query.shape[2] == key.shape[2]
 
 
 def _prompt(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-    batch, heads, length, size = query.shape
+    _, heads, length, size = query.shape
     shared = key.shape[1]
     group = heads // shared
-    mask = _causal_mask(group, -(-length // _MASK_STEP) * _MASK_STEP, query.dtype)
-    tokens = query.transpose(1, 2).reshape(batch, length, shared, group, size)
-    output = torch.empty_like(tokens)
+    factor = size**-0.5 if scale is None else scale
+    queries = query[0].to(torch.float32).mul(factor).view(shared, group, length, size)
+    keys, values = key[0].to(torch.float32).transpose(1, 2), value[0]
+    hidden = torch.full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
+    output = query.new_empty(length, shared, group, size)
     for start in range(0, length, _BLOCK):
         stop = min(start + _BLOCK, length)
-        rows = tokens[:, start:stop].transpose(1, 2).reshape(batch, shared, -1, size)
-        visible = mask[: rows.shape[2], mask.shape[1] - _BLOCK - start :][:, :stop]
-        result = nn.functional.scaled_dot_product_attention(
-            rows, key[:, :, :stop], value[:, :, :stop], attn_mask=visible[None, None], scale=scale
-        )
-        output[:, start:stop] = result.view(batch, shared, stop - start, group, size).transpose(1, 2)
-    return output.view(batch, length, heads, size)
-
-
-@lru_cache(maxsize=4)
-def _causal_mask(group: int, longest: int, dtype: torch.dtype) -> torch.Tensor:
-    """`[block * group, longest + block]`: all visible, then a triangle. A block's mask is a window that ends in it."""
-    triangle = torch.full((_BLOCK, _BLOCK), float("-inf"), dtype=dtype).triu_(1)
-    return nn.functional.pad(triangle, (longest, 0)).repeat_interleave(group, dim=0)
+        rows = queries[:, :, start:stop].reshape(shared, -1, size)
+        scores = torch.bmm(rows, keys[:, :, :stop])
+        scores.view(shared, group, stop - start, stop)[..., start:] += hidden[: stop - start, : stop - start]
+        result = torch.bmm(scores.softmax(-1).to(value.dtype), values[:, :stop])
+        output[start:stop] = result.view(shared, group, stop - start, size).permute(2, 0, 1, 3)
+    return output.view(1, length, heads, size)

@@ -35,9 +35,10 @@ def test_one_token_equals_plain_attention(heads, shared):
     torch.testing.assert_close(attend(query, key, value, window), expected(query, key, value, window))
 
 
+@pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("length", [2, 63, 64, 65, 128, 300, 600])
-def test_prompt_equals_causal_attention(length):
-    query, key, value = tensors(6, 2, length, length)
+def test_prompt_equals_causal_attention(length, heads):
+    query, key, value = tensors(heads, 2, length, length)
     torch.testing.assert_close(attend(query, key, value), expected(query, key, value, causal=True))
 
 

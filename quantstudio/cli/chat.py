@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import queue
 import sys
 import threading
 
 from quantstudio.cli.flags import given_values, with_flags
-from quantstudio.cli.terminal import interrupt_cancels
+from quantstudio.cli.terminal import interrupt_cancels, quiet_libraries
 from quantstudio.core import protocol
 from quantstudio.core.errors import Cancelled
+from quantstudio.core.job_environment import prepare_this_process
 from quantstudio.core.jobs import ChatJob, ChatMessage, ChatRequest, Sampling, Turn
 from quantstudio.core.recipe import Recipe
 
@@ -89,7 +89,8 @@ class Conversation:
 
 def chat(options: argparse.Namespace) -> int:
     """Load the model and talk."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    prepare_this_process()
+    quiet_libraries()
     given = {name: getattr(options, name) for name in Sampling.model_fields if getattr(options, name) is not None}
     machine = with_flags(Recipe(), given_values(options)).machine
     job = ChatJob(model=options.model, machine=machine)

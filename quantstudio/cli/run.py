@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import threading
 from pathlib import Path
 
 from quantstudio.cli.flags import given_values, with_flags
-from quantstudio.cli.terminal import Terminal, interrupt_cancels, print_error
+from quantstudio.cli.terminal import Terminal, interrupt_cancels, print_error, quiet_libraries
 from quantstudio.core import protocol
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
+from quantstudio.core.job_environment import prepare_this_process
 from quantstudio.core.jobs import MeasureJob, RunJob
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
@@ -90,9 +90,8 @@ def conduct_recipe(recipe: Recipe, home: Path) -> protocol.Message:
 
 
 def _conduct(job: RunJob | MeasureJob) -> protocol.Message:
-    # No hub is asked in a job: what is not on this machine is said to be missing at once.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    prepare_this_process()
+    quiet_libraries()
     cancel = threading.Event()
     print("Starting …", file=sys.stderr)
     with interrupt_cancels(cancel):

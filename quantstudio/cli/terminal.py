@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -41,8 +42,10 @@ class Terminal:
                 self._peak = max(self._peak, message.rss)
             case protocol.Notice():
                 tqdm.write(f"  {'! ' if message.level == 'warning' else ''}{message.text}", file=sys.stderr)
-            case protocol.Result() | protocol.Error() | protocol.CancelledMessage():
+            case protocol.Result():
                 self._close()
+            case protocol.Error() | protocol.CancelledMessage():
+                self._leave()
             case _:
                 pass
 
@@ -65,8 +68,13 @@ class Terminal:
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str("", refresh=False)
             self._fill(self._bar, 1.0)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let the bar stand where it is: its phase was not finished."""
+        if self._bar is not None:
+            self._bar.set_postfix_str("", refresh=False)
             self._bar.close()
             self._bar = None
 
@@ -77,6 +85,12 @@ def print_error(error: protocol.Error) -> None:
     for line in (error.why, error.hint):
         if line:
             print(f"  {line}", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Keep out what libraries say at import of missing compiled parts and changing names: nobody can act on it."""
+    for library in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -11,20 +11,12 @@ from typing import Self
 
 from PySide6.QtCore import QProcessEnvironment
 
+from quantstudio.core.job_environment import JOB_ENVIRONMENT
 from quantstudio.core.jobs import ChatJob, MeasureJob, RunJob
 from quantstudio.core.paths import PACKAGE
 from quantstudio.core.run_store import LOG
 
 _TAIL_BYTES = 4096
-_ENVIRONMENT = {
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONUTF8": "1",
-    # No job needs the network: what is not on this machine is said to be missing at once.
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def worker_command() -> list[str]:
@@ -35,7 +27,7 @@ def worker_command() -> list[str]:
 def worker_environment() -> QProcessEnvironment:
     """This process's environment with what a worker needs. In a checkout it finds the package beside the window's."""
     environment = QProcessEnvironment.systemEnvironment()
-    for name, value in _ENVIRONMENT.items():
+    for name, value in JOB_ENVIRONMENT.items():
         environment.insert(name, value)
     home = PACKAGE.parent
     if (home / "pyproject.toml").is_file():

@@ -22,6 +22,7 @@ import psutil
 from quantstudio.core import errors, protocol
 from quantstudio.core.errors import OutOfMemory, QuantStudioError, WorkerLost
 from quantstudio.core.humanize import human_bytes
+from quantstudio.core.job_environment import JOB_ENVIRONMENT
 from quantstudio.core.paths import PACKAGE
 from quantstudio.engine.failures import without_secrets
 from quantstudio.engine.measure.environment import thread_count
@@ -122,15 +123,15 @@ def _running(spec: MeasureSpec) -> Iterator[_Child]:
 def _environment(spec: MeasureSpec) -> dict[str, str]:
     threads = str(thread_count(spec.machine))
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
+    return (
+        os.environ
+        | JOB_ENVIRONMENT
+        | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
+    )
 
 
 def _pass_on(message: protocol.Message, reporter: Reporter, on_quality: Callable[[], None]) -> None:

@@ -26,6 +26,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from quantstudio.core.errors import ModelUnsupported
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part, WeightSlot
+from quantstudio.engine.failures import is_out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,8 @@ def build_empty(folder: Path) -> PreTrainedModel:
             )
     # Whatever a stranger's config.json makes transformers trip over, the answer is the same.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelUnsupported(
             f"The model in {folder.name} cannot be built by transformers.",
             why=f"{' '.join(str(error).split())[:300].rstrip('.')}.",

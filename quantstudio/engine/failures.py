@@ -89,20 +89,8 @@ def memory_advice(recipe: Recipe | None) -> str:
     return "Try to " + ", ".join(advice[:-1]) + f", or {advice[-1]}."
 
 
-def _known(error: BaseException, recipe: Recipe | None) -> QuantStudioError | None:
-    if isinstance(error, QuantStudioError):
-        return error
-    if _is_out_of_memory(error):
-        where = "The GPU's memory" if "cuda" in str(error).lower() else "This machine's memory"
-        return OutOfMemory(f"{where} is not enough for this.", hint=memory_advice(recipe))
-    if isinstance(error, OSError):
-        return disk_problem(error)
-    if type(error).__name__ == "SafetensorError":
-        return _safetensors_error(error)
-    return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, the machine's or the GPU's, ran out; torch and the system say it in several ways."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")
@@ -110,6 +98,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(part in text for part in _OUT_OF_MEMORY_TEXTS)
+
+
+def _known(error: BaseException, recipe: Recipe | None) -> QuantStudioError | None:
+    if isinstance(error, QuantStudioError):
+        return error
+    if is_out_of_memory(error):
+        where = "The GPU's memory" if "cuda" in str(error).lower() else "This machine's memory"
+        return OutOfMemory(f"{where} is not enough for this.", hint=memory_advice(recipe))
+    if isinstance(error, OSError):
+        return disk_problem(error)
+    if type(error).__name__ == "SafetensorError":
+        return _safetensors_error(error)
+    return None
 
 
 def _safetensors_error(error: BaseException) -> QuantStudioError:

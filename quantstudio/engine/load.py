@@ -25,6 +25,7 @@ from transformers import (
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
 from quantstudio.core.safety import require_safe
 from quantstudio.engine.attention import ATTENTION, register_attention
+from quantstudio.engine.failures import is_out_of_memory
 from quantstudio.engine.kernels.registry import AUTO, Chooser
 from quantstudio.engine.load_quantized import load_quantized
 from quantstudio.engine.memory import keep_freed_memory
@@ -97,6 +98,8 @@ def _load_original(folder: Path) -> PreTrainedModel:
     except (ValueError, KeyError) as error:
         raise ModelUnsupported(f"The model in {folder} cannot be loaded.", why=str(error)) from error
     except (OSError, RuntimeError) as error:
+        if is_out_of_memory(error):  # nothing is wrong with the model then
+            raise
         raise ModelDamaged(
             f"The model in {folder} cannot be read.", why=str(error), hint="Download or copy it again."
         ) from error

@@ -22,7 +22,6 @@ from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.result import Environment, Measurement, Quantization, RunResult
-from quantstudio.core.safety import require_safe
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
 from quantstudio.engine.measure.environment import read_environment
@@ -86,7 +85,6 @@ def measure_only(job: MeasureJob, reporter: Reporter) -> Measurement:
     enter = _Phases(reporter, ("check", "measure", "quality"), {"measure": "Measuring", "quality": "Measuring quality"})
     enter("check")
     folder = resolve_model(ModelSection(id=job.model))
-    require_safe(folder)
     info = read_model_info(folder)
     read_text(job.measure.text, job.measure.quality_tokens)
     label = info.quantized or ORIGINAL_LABEL
@@ -119,7 +117,6 @@ class _Phases:
 def _check(recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[ModelInfo, QuantizationPlan]:
     """Everything that can be known to fail, before anything is written."""
     source = resolve_model(recipe.model)
-    require_safe(source)
     info = read_model_info(source)
     estimate = check_machine(info, recipe, run_folder)
     estimate.plan.require()

@@ -127,6 +127,12 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("top1", "Same top word", "How often both models pick the same likeliest next token.", Better.HIGHER),
 )
+NEAR = 0.12
+"""Medians that lie closer than this and whose ranges overlap are called equal; farther apart, nothing can be said."""
+SAME = 0.03
+"""Medians closer than this are called the same even when their ranges stay apart or were not measured."""
+_COUNTED = frozenset({"size", "bits"})
+"""Columns that are exact: any difference in them is one."""
 _UNSTEADY = 0.1
 """From this relative difference between the originals of two runs on, their times are not comparable."""
 QUALITY_COLUMNS = frozenset({"perplexity", "change", "bits_per_byte", "kl", "top1"})
@@ -280,7 +286,7 @@ def ratio_words(ratio: float, column: Column) -> str:
 
 
 def _mark_best(rows: list[Row], column: Column) -> None:
-    """Mark the best of a column and all that cannot be told from it; nobody when that is everybody."""
+    """Mark the best of a column and all that equal it; nobody when that is everybody, or when noise hides who it is."""
     # Quality is a matter of closeness to the original, which would always win against itself. Perplexities share the
     # luck of the text, so they are judged by their paired change.
     judged = "change" if column.id in ("perplexity", "bits_per_byte") else column.id
@@ -293,12 +299,23 @@ def _mark_best(rows: list[Row], column: Column) -> None:
         return
     pick = min if column.better is Better.LOWER else max
     best = pick((cell for _, cell in candidates), key=_value)
-    winners = [index for index, cell in candidates if _overlap(cell, best)]
-    if len(winners) == len(candidates):
+    winners = [(index, cell) for index, cell in candidates if _overlap(cell, best) or _same(cell, best, column)]
+    hidden = column.id not in QUALITY_COLUMNS and any(_apart(cell, best) > NEAR for _, cell in winners)
+    if hidden or len(winners) == len(candidates):
         return
-    for index in winners:
+    for index, _ in winners:
         marked = rows[index].cells | {column.id: replace(rows[index].cells[column.id], best=True)}
         rows[index] = replace(rows[index], cells=marked)
+
+
+def _same(cell: Cell, best: Cell, column: Column) -> bool:
+    return column.id not in _COUNTED | QUALITY_COLUMNS and _apart(cell, best) < SAME
+
+
+def _apart(first: Cell, second: Cell) -> float:
+    """How many times larger the larger value is, less one."""
+    small, large = sorted((_value(first), _value(second)))
+    return large / small - 1 if small > 0 else 0.0
 
 
 def _value(cell: Cell) -> float:

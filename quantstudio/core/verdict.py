@@ -6,14 +6,12 @@ When the quantized model is not faster on this machine, that is the sentence.
 
 from __future__ import annotations
 
-from quantstudio.core.comparison import baseline
+from quantstudio.core.comparison import NEAR, SAME, baseline
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
 from quantstudio.core.result import Interval, Performance, Quality, RunResult, Spread
 
 DRIFT = 0.05
 """From this relative difference between the first and the last measurement of the original, it is mentioned."""
-_SAME = 0.03
-"""Medians closer than this are called the same even when their quartiles stay apart."""
 
 
 def verdict(result: RunResult) -> tuple[str, ...]:
@@ -56,6 +54,8 @@ def _decode(original: Performance, quantized: Performance) -> str:
     before, after = original.decode_tps, quantized.decode_tps
     rates = f"{human_rate(before.median)} → {human_rate(after.median)}"
     ratio = _ratio(after, before)
+    if _unclear(before, after):
+        return f"Writing speed: no clear difference ({rates}); the timings scatter too much to tell."
     if _same(before, after):
         return f"Not faster on this machine: writes text as fast as the original ({rates}, within the spread)."
     if ratio < 1:
@@ -68,6 +68,8 @@ def _prompt(original: Performance, quantized: Performance) -> str:
     prompt = f"a prompt of {plural(quantized.prompt_tokens, 'token')}"
     times = f"{human_seconds(before.median)} → {human_seconds(after.median)}"
     ratio = _ratio(before, after)
+    if _unclear(before, after):
+        return f"Reading {prompt}: no clear difference (first token {times}); the timings scatter too much to tell."
     if _same(before, after):
         return f"Reads {prompt} as fast as the original (first token {times}, within the spread)."
     if ratio < 1:
@@ -81,7 +83,7 @@ def _memory(original: Performance, quantized: Performance) -> str:
     what = "GPU memory" if on_gpu else "memory"
     sizes = f"{human_bytes(before)} → {human_bytes(after)} at its peak"
     change = after / max(1, before) - 1
-    if abs(change) < _SAME:
+    if abs(change) < SAME:
         return f"Needs about the same {what} to run ({sizes})."
     return f"Needs {abs(change) * 100:.0f} % {'less' if change < 0 else 'more'} {what} to run ({sizes})."
 
@@ -112,8 +114,17 @@ def _drift(first: Performance, last: Performance) -> list[str]:
 
 
 def _same(first: Spread, second: Spread) -> bool:
-    overlap = first.low <= second.high and second.low <= first.high
-    return overlap or abs(_ratio(first, second) - 1) < _SAME
+    return _overlap(first, second) or abs(_ratio(first, second) - 1) < SAME
+
+
+def _unclear(first: Spread, second: Spread) -> bool:
+    """Whether the medians lie far apart, and yet the ranges overlap: neither equal nor different."""
+    small, large = sorted((first.median, second.median))
+    return _overlap(first, second) and large > small * (1 + NEAR)
+
+
+def _overlap(first: Spread, second: Spread) -> bool:
+    return first.low <= second.high and second.low <= first.high
 
 
 def _ratio(first: Spread, second: Spread) -> float:

@@ -106,6 +106,22 @@ def test_values_that_cannot_be_told_apart_share_the_mark_or_nobody_has_it(make_r
     assert [row.cells["change"].best for row in group.rows] == [False, False, False]
 
 
+def test_nobody_is_best_where_the_noise_hides_who_it_is(make_result):
+    result = make_result("int4")
+    spread = result.quantized.decode_tps.model_copy(update={"low": 1.0, "high": 1e6})
+    quantized = result.quantized.model_copy(update={"decode_tps": spread})
+    (group,) = compare([result.model_copy(update={"quantized": quantized}), make_result("int8")])
+    assert [row.cells["decode_tps"].best for row in group.rows] == [False, False, False]
+
+
+def test_a_difference_of_two_percent_in_what_has_no_spread_is_none_unless_it_is_exact(make_result):
+    result = make_result("int4")
+    near = result.quantized.model_copy(update={"peak_rss": round(result.original_first.peak_rss * 0.98)})
+    (group,) = compare([result.model_copy(update={"quantized": near})])
+    assert [row.cells["memory"].best for row in group.rows] == [False, False]
+    assert [row.cells["size"].best for row in group.rows] == [False, True]
+
+
 def test_models_with_other_originals_are_held_apart(make_result):
     groups = compare([make_result("int4"), make_result("int4", model_name="other"), make_result("int8")])
     assert [(group.model_name, len(group.rows)) for group in groups] == [("starter", 3), ("other", 2)]

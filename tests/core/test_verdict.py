@@ -53,6 +53,13 @@ def test_a_difference_within_the_spread_is_not_claimed(make_result, decode, widt
     assert "within the spread" in only(found, "Reads a prompt")
 
 
+@pytest.mark.parametrize("decode", [1.6, 0.6])
+def test_medians_far_apart_in_overlapping_spreads_are_called_neither_equal_nor_different(make_result, decode):
+    found = verdict(with_speed(make_result("int4"), decode=decode, ttft=1 / decode, width=0.5))
+    assert only(found, "Writing speed").startswith("Writing speed: no clear difference (100 tok/s → ")
+    assert "no clear difference" in only(found, "Reading a prompt of 512 tokens")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

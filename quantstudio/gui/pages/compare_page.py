@@ -106,7 +106,7 @@ class ComparePage(QWidget):
         """Write the comparison in the background; the suffix decides the format."""
         self._export_to = path.parent
         self.export_button.setEnabled(False)
-        self.banner.say(tr("Writing the file …"))
+        self.banner.say(tr("Writing the file…"))
         results = list(self.results)
 
         def work() -> tuple[Path, DiskProblem | None]:
@@ -324,7 +324,7 @@ def _first_choice(headers: list[RunHeader]) -> list[str]:
 def _legend(group: Comparison) -> str:
     parts = [group.conditions, tr("Ratios are against the original as measured in the same run.")]
     if any(cell.best for each in group.rows for cell in each.cells.values()):
-        parts.append(tr("Green marks the best values."))
+        parts.append(tr("Green marks the best value, unless noise hides which that is."))
     if any(cell.uncertain for each in group.rows for cell in each.cells.values()):
         parts.append(tr("≈ means within the noise: the difference to the original may be chance."))
     return " ".join(parts)

@@ -52,6 +52,8 @@ class FieldSpec:
     open_choices: bool = False
     """Whether a value outside `choices` may be typed."""
     advanced: bool = False
+    zero: str = ""
+    """Words for a 0 that stands for something else, such as every core."""
     editor: str = ""
     """A special editor: `model` or `file`."""
     when: tuple[str, tuple[str, ...]] | None = None
@@ -159,6 +161,7 @@ def _leaf(path: str, info: FieldInfo, section: str, when: Any) -> FieldSpec:
         labels=tuple(labels.get(choice, choice) for choice in choices),
         open_choices=bool(extra.get("open_choices")),
         advanced=bool(extra.get("advanced")),
+        zero=str(extra.get("zero", "")),
         editor=str(extra.get("editor", "")),
         when=when,
     )

@@ -246,7 +246,7 @@ class MachineSection(_Section):
         le=1024,
         title="Threads",
         description="CPU threads for the work. 0 uses every physical core.",
-        json_schema_extra=ADVANCED,
+        json_schema_extra={"advanced": True, "zero": "Every core"},
     )
     seed: int = Field(
         default=0,

@@ -46,7 +46,7 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         title="Device",
-        description="What new recipes start with. Automatic takes the GPU when there is one.",
+        description="Automatic takes the GPU when there is one. What new recipes start with.",
         json_schema_extra={"labels": {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)"}},
     )
     threads: int = Field(
@@ -55,6 +55,7 @@ class Settings(BaseModel):
         le=1024,
         title="Threads",
         description="CPU threads that new recipes start with. 0 uses every physical core.",
+        json_schema_extra={"zero": "Every core"},
     )
     theme: Literal["system", "light", "dark"] = Field(
         default="system",
@@ -67,7 +68,7 @@ class Settings(BaseModel):
         max_length=20,
         pattern=r"^([a-z]{2,3}([_-][A-Za-z]{2,4})?)?$",
         title="Language",
-        description="Language of the window, such as en or de. Empty: as the system. Takes effect after a restart.",
+        description="Language of the window; a change takes effect after a restart. Empty: as the system.",
         json_schema_extra={"choices": ["", "en"], "labels": {"": "As the system", "en": "English"}},
     )
     notice: str = Field(

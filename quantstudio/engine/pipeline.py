@@ -36,7 +36,7 @@ _PHASES = {
     "check": "Checking model and machine",
     "quantize": "Quantizing",
     "measure_original": "Measuring the original",
-    "measure_quantized": "Measuring the quantized model",
+    "measure_quantized": "Measuring the result",
     "quality": "Comparing quality",
     "measure_original_again": "Measuring the original again",
     "save": "Saving",

@@ -13,6 +13,7 @@ from PySide6.QtGui import QCloseEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import QHBoxLayout, QMainWindow, QMessageBox, QStackedWidget, QVBoxLayout, QWidget
 
 from quantstudio.core.paths import data_home
+from quantstudio.core.run_store import run_title
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.icons import icon
 from quantstudio.gui.language import tr
@@ -167,7 +168,7 @@ class MainWindow(QMainWindow):
         phase = state.phases[-1].title if state.phases else tr("Starting")
         waiting = f" · {len(active) - 1} {tr('waiting')}" if len(active) > 1 else ""
         recipe = self.context.queue.recipe(active[0])
-        name = recipe.output.name if recipe and recipe.output.name else active[0]
+        name = run_title(recipe) if recipe else active[0]
         self.sidebar.activity.say(name, phase + waiting, state.fraction)
 
     def _may_cancel_runs(self) -> bool:
@@ -188,7 +189,7 @@ class MainWindow(QMainWindow):
         if self._closing:
             return
         self._closing = True
-        self.show_notice(tr("Cancelling, then closing …"), "info")
+        self.show_notice(tr("Cancelling, then closing…"), "info")
         self.stack.setDisabled(True)
         for run_id in reversed(self._active_runs()):  # those that wait first, or each would start in turn
             self.context.queue.cancel(run_id)

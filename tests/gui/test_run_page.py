@@ -238,7 +238,7 @@ def test_steps_tell_done_now_and_ahead():
 
 def test_progress_is_said_in_words():
     state = replay([protocol.Phase(t=1.0, id="a", title="Quantize", index=1, total=4)])
-    assert progress_words(RunState(), 0.0) == "Starting the process that does the work …"
+    assert progress_words(RunState(), 0.0) == "Starting the process that does the work…"
     assert progress_words(state, 6.0) == "Step 2 of 4 · 25 % · 5 s so far"
     state.apply(protocol.Progress(t=2.0, done=10, total=20, unit="layers", detail="model.layers.3", eta_s=31.0))
     assert progress_words(state, 6.0) == "Step 2 of 4 · 38 % · about 30 seconds left in this step"

@@ -128,6 +128,7 @@ class IntEditor(Editor):
         self.box.setRange(int(spec.minimum or 0), int(min(spec.maximum or INT_MAX, INT_MAX)))
         self.box.setGroupSeparatorShown(True)
         self.box.setAccelerated(True)
+        self.box.setSpecialValueText(tr(spec.zero))
         super().__init__(spec, self.box, NUMBER_WIDTH)
         _ignore_idle_wheel(self.box)
         _describe_inner(self.box, spec)

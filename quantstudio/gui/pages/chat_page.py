@@ -46,6 +46,7 @@ class ChatPage(QWidget):
         self.models, self.view, self.composer = ModelBox(), ChatView(), Composer()
         self.options, self.banner = ChatOptions(), Banner()
         self.status = ElidedLabel("", "caption")
+        self.setFocusProxy(self.composer)  # who opens the page can write at once
         self._answer: list[str] | None = None
         self._wanted = False
         self._noticed = ""
@@ -334,9 +335,9 @@ class ChatPage(QWidget):
         if not self.client.model:
             text = tr("Not loaded yet: the model is loaded with your first message.")
         elif not self.client.is_ready:
-            text = tr("Loading the model …")
+            text = tr("Loading the model…")
         else:
-            text = tr("Answering …") if self.client.is_answering else tr("Ready")
+            text = tr("Answering…") if self.client.is_answering else tr("Ready")
         self.status.setText(text)
 
     def _warn_of_run(self) -> None:
@@ -357,7 +358,7 @@ class ChatPage(QWidget):
         if menu.isEmpty():
             menu.addAction(tr("No saved conversations yet")).setEnabled(False)
         menu.addSeparator()
-        menu.addAction(tr("Open a file …")).triggered.connect(lambda _=False: self._open_file())
+        menu.addAction(tr("Open a file…")).triggered.connect(lambda _=False: self._open_file())
         menu.addAction(tr("Show the folder")).triggered.connect(lambda _=False: _show_folder())
         menu.aboutToHide.connect(menu.deleteLater)
         menu.popup(self.open.mapToGlobal(self.open.rect().bottomLeft()))

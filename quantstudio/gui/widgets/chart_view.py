@@ -130,7 +130,7 @@ class ChartView(QWidget):
         painter = QPainter(self)
         if self._image is None:
             painter.setPen(QColor(active_tokens().muted))
-            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, tr("Drawing …"))
+            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, tr("Drawing…"))
         else:
             painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
             painter.drawImage(QRectF(self.rect()), self._image)

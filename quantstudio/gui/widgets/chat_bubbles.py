@@ -187,7 +187,7 @@ class ChatView(QScrollArea):
         """Add an empty answer that pieces go into."""
         self._add(Bubble("assistant"))
         self._mark_last(offer_again=False)
-        self.bubbles[-1].numbers.setText(tr("Reading your message …"))
+        self.bubbles[-1].numbers.setText(tr("Reading your message…"))
 
     def add_piece(self, text: str) -> None:
         """Add to the answer, with the next flush."""

@@ -86,7 +86,7 @@ class Composer(QFrame):
     def set_mode(self, *, template: bool) -> None:
         """In plain continuation an empty message is fine: the model just goes on."""
         self._may_be_empty = not template
-        words = tr("Write a message …") if template else tr("Write the beginning of a text …")
+        words = tr("Write a message…") if template else tr("Write the beginning of a text…")
         self.field.setPlaceholderText(words)
 
     def _send(self) -> None:

@@ -24,10 +24,10 @@ class ExportFormat:
 
 
 FORMATS = (
-    ExportFormat("html", "Report (HTML) …", "Tables, charts and verdicts in one file.", "HTML report (*.html)"),
-    ExportFormat("png", "Charts as PNG …", "All charts as one picture.", "PNG picture (*.png)"),
-    ExportFormat("svg", "Charts as SVG …", "All charts as one drawing that can be enlarged.", "SVG drawing (*.svg)"),
-    ExportFormat("csv", "Table as CSV …", "Plain numbers for a spreadsheet.", "CSV table (*.csv)"),
+    ExportFormat("html", "Report (HTML)…", "Tables, charts and verdicts in one file.", "HTML report (*.html)"),
+    ExportFormat("png", "Charts as PNG…", "All charts as one picture.", "PNG picture (*.png)"),
+    ExportFormat("svg", "Charts as SVG…", "All charts as one drawing that can be enlarged.", "SVG drawing (*.svg)"),
+    ExportFormat("csv", "Table as CSV…", "Plain numbers for a spreadsheet.", "CSV table (*.csv)"),
 )
 
 

@@ -220,7 +220,7 @@ class RunDetail(QScrollArea):
             self.phase.setText(tr("Waiting for the runs before it"))
             self.where.setText("")
         elif status is Status.CANCELLING:
-            self.phase.setText(tr("Stopping and cleaning up …"))
+            self.phase.setText(tr("Stopping and cleaning up…"))
             self.where.setText(tr("It is ended by force if this takes more than 10 seconds."))
         else:
             self.phase.setText(self.state.phases[-1].title if self.state.phases else tr("Starting"))

@@ -72,7 +72,7 @@ class ResultCard(Card):
             tooltip=tr("Show the run's files, among them the model, in the file manager."),
         )
         self.again = button(
-            tr("Run again"),
+            tr("Run again…"),
             self.again_asked.emit,
             icon="refresh",
             tooltip=tr("Load this run's recipe into the form, to change or repeat it."),

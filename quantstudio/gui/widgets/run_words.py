@@ -51,7 +51,7 @@ def when(seconds: float, now: float | None = None) -> str:
 def progress_words(state: RunState, now: float) -> str:
     """One line about a run at work: `Step 2 of 6 · 31 % · about 20 seconds left in this step`."""
     if not state.phases:
-        return tr("Starting the process that does the work …")
+        return tr("Starting the process that does the work…")
     phase = state.phases[-1]
     parts = [f"{tr('Step')} {phase.index + 1} {tr('of')} {phase.total}", human_percent(state.fraction)]
     if state.progress is not None and state.progress.eta_s is not None:

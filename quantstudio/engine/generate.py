@@ -16,6 +16,7 @@ import torch
 
 from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import Sampling
+from quantstudio.engine.cuda_graph import GraphDecoder, fits_graph
 from quantstudio.engine.detokenize import Detokenizer
 from quantstudio.engine.kv_cache import make_cache
 from quantstudio.engine.load import LoadedModel
@@ -23,6 +24,8 @@ from quantstudio.engine.sampling import Sampler
 
 PROMPT_CHUNK = 512
 """A prompt is read in pieces of this many tokens, so that a stop does not wait for a long one to end."""
+_GRAPH_STEP = 1024
+"""Static caches on a GPU hold a multiple of this many tokens, so that one graph serves most of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,14 @@ class Generator:
         self._device = torch.device(loaded.device)
         self._text_config = loaded.model.config.get_text_config(decoder=True)
         self._cache = make_cache(loaded.model.config, reserve=0)
-        self.position = 0
+        self._uses_graph = self._device.type == "cuda" and fits_graph(loaded.model.config)
+        self._graph: GraphDecoder | None = None
+        self._tokens: list[int] = []
+
+    @property
+    def position(self) -> int:
         """Number of tokens in the sequence."""
+        return len(self._tokens)
 
     @property
     def context_length(self) -> int:
@@ -65,8 +74,7 @@ class Generator:
         two pieces of the prompt the rest is left out. Raises PromptTooLong.
         """
         self._require_room(ids)
-        self.position = 0
-        self._cache = make_cache(self._model.config, reserve=len(ids) + reserve)
+        self._start(len(ids) + reserve)
         logits = torch.empty(0)
         for start in range(0, len(ids), PROMPT_CHUNK):
             if cancel is not None and cancel.is_set():
@@ -79,6 +87,9 @@ class Generator:
         """Lengthen the sequence by one token. Returns the logits `[vocabulary]` of the next. Raises PromptTooLong."""
         if self.position >= self.context_length:
             raise self._too_long(self.position + 1)
+        if self._graph is not None and self.position >= self._graph.capacity:
+            # A static cache cannot grow. Reading the text once more is rare: callers reserve what they will need.
+            return self.prefill([*self._tokens, token], reserve=self.position)
         return self._forward([token])
 
     def stream(self, prompt: Sequence[int], sampling: Sampling, cancel: threading.Event) -> Iterator[str | Stats]:
@@ -111,16 +122,30 @@ class Generator:
             yield piece
         yield _stats(len(prompt), started, times, reason)
 
+    def _start(self, length: int) -> None:
+        """An empty cache with room for `length` tokens."""
+        self._tokens = []
+        if not self._uses_graph:
+            self._cache = make_cache(self._model.config, reserve=length)
+        elif self._graph is not None and length <= self._graph.capacity:
+            self._graph.restart()
+        else:
+            self._graph = GraphDecoder(self._model, min(-(-length // _GRAPH_STEP) * _GRAPH_STEP, self.context_length))
+
     def _forward(self, ids: list[int]) -> torch.Tensor:
+        if self._graph is not None:
+            logits = self._graph.step(ids[0]) if self._tokens and len(ids) == 1 else self._graph.read(ids)
+            self._tokens += ids
+            return logits
         output = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        self.position += len(ids)
-        logits: torch.Tensor = output.logits[0, -1]
-        return logits
+        self._tokens += ids
+        last: torch.Tensor = output.logits[0, -1]
+        return last
 
     def _require_room(self, ids: Sequence[int]) -> None:
         if not ids:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quantstudio.core.errors import BadWeights, PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import Sampling
+from quantstudio.engine.cuda_graph import fits_graph
 from quantstudio.engine.detokenize import Detokenizer
 from quantstudio.engine.generate import Generator, Stats
 from quantstudio.engine.load import LoadedModel
@@ -76,6 +77,24 @@ def test_long_prompt_read_in_pieces_scores_as_in_one(tiny_model, family, monkeyp
     with torch.inference_mode():
         whole = model(torch.tensor([prompt])).logits[0, -1]
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family_with_graph", ["llama", "qwen2", "gpt_neox"])
+def test_static_cache_of_gpus_gives_the_same_text(tiny_model, monkeypatch, family_with_graph):
+    # Without a GPU nothing is recorded, but the cache, its restart and its growth are the same.
+    monkeypatch.setattr("quantstudio.engine.generate._GRAPH_STEP", 16)
+    generator = Generator(loaded(tiny_model(family_with_graph)))
+    expected = greedy(generator, prompt_of(20), 40)
+    generator._uses_graph = True
+    assert greedy(generator, prompt_of(20), 40) == expected
+    capacity = generator._graph.capacity
+    assert greedy(generator, prompt_of(20), 40) == expected
+    assert generator._graph.capacity == capacity > 32
+
+
+def test_sliding_windows_stay_off_the_graph(tiny_model):
+    assert not fits_graph(tiny_model("gemma3").config)
+    assert fits_graph(tiny_model("llama").config)
 
 
 def test_prefill_starts_a_new_sequence(tiny_model):

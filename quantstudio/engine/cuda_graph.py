@@ -1,0 +1,101 @@
+"""Decoding on a GPU as one recorded graph, replayed for every token.
+
+A small model is launch-bound on a GPU: a token is hundreds of kernels of a few microseconds each, and starting them
+from Python takes longer than running them (0.5B in bf16 on an H200: 19 tokens/s eager, 346 under a graph). A graph
+needs fixed addresses and shapes, hence a static cache. It is recorded once for each cache, and its first result is
+compared with an eager step; when recording fails or the results differ, decoding stays eager and the log says so.
+Models with sliding windows decide in Python what their cache shows, so they stay eager, too.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, StaticCache
+from transformers.cache_utils import StaticLayer
+
+_WARM_UPS = 2
+_TOLERANCE = 0.02
+"""Largest relative difference between a replayed and an eager step; in bf16 they differ by rounding at most."""
+_log = logging.getLogger(__name__)
+
+
+def fits_graph(config: PretrainedConfig) -> bool:
+    """Whether all layers of the model keep a plain static cache."""
+    return all(type(layer) is StaticLayer for layer in StaticCache(config=config, max_cache_len=1).layers)
+
+
+class GraphDecoder:
+    """One sequence in a static cache of `capacity` tokens. Use under `torch.inference_mode`."""
+
+    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
+        self.capacity = capacity
+        self._model = model
+        self._cache = StaticCache(config=model.config, max_cache_len=capacity)
+        self._token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits = torch.empty(0)
+        self._may_record = model.device.type == "cuda"
+
+    def restart(self) -> None:
+        """Forget the sequence; cache and graph stay."""
+        self._cache.reset()
+
+    def read(self, ids: list[int]) -> torch.Tensor:
+        """Append a piece of a prompt. Returns the logits `[vocabulary]` after it."""
+        return self._eager(torch.tensor([ids], device=self._token.device))
+
+    def step(self, token: int) -> torch.Tensor:
+        """Append one token. Returns the logits `[vocabulary]` after it; the next step overwrites them."""
+        self._token.fill_(token)
+        if self._may_record and self._graph is None:
+            self._may_record = False
+            return self._first_step()
+        if self._graph is None:
+            return self._eager(self._token)
+        self._graph.replay()
+        return self._logits
+
+    def _eager(self, ids: torch.Tensor) -> torch.Tensor:
+        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+    def _first_step(self) -> torch.Tensor:
+        """An eager step, then the same step recorded and replayed in its place."""
+        lengths = [layer.cumulative_length.clone() for layer in self._cache.layers]
+        try:
+            self._warm_up(lengths)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._logits = self._eager(self._token)
+        except RuntimeError as error:
+            _log.warning("Decoding without a CUDA graph: %s", error)
+            self._rewind(lengths)
+            return self._eager(self._token)
+        self._rewind(lengths)
+        expected = self._eager(self._token).float()
+        self._rewind(lengths)
+        graph.replay()
+        difference = float((self._logits.float() - expected).norm() / expected.norm())
+        if difference <= _TOLERANCE:
+            self._graph = graph
+        else:
+            _log.warning("Decoding without a CUDA graph: its result is %.1f %% off.", 100 * difference)
+        return self._logits if self._graph is not None else expected
+
+    def _warm_up(self, lengths: list[torch.Tensor]) -> None:
+        """Run the step on another stream, as recording requires, so that libraries set themselves up."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                self._eager(self._token)
+                self._rewind(lengths)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _rewind(self, lengths: list[torch.Tensor]) -> None:
+        """Back to the length before the step; what was written behind it is written anew."""
+        for layer, length in zip(self._cache.layers, lengths, strict=True):
+            layer.cumulative_length.copy_(length)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from quantstudio import __version__
 from quantstudio.cli.flags import add_recipe_flags
-from quantstudio.core.errors import QuantStudioError
+from quantstudio.core.disk import disk_problem
+from quantstudio.core.errors import DiskProblem, QuantStudioError
 from quantstudio.core.protocol import Error
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 Command = Callable[[argparse.Namespace], int]
+_MODEL_HELP = "'starter', a model folder, or owner/name of a model in the Hugging Face cache"
 
 
 def run_command(arguments: list[str]) -> int:
@@ -23,9 +25,12 @@ def run_command(arguments: list[str]) -> int:
     try:
         return command(options)
     except QuantStudioError as error:
+        return _fail(error)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:  # a path of a flag
         from quantstudio.cli.terminal import print_error
 
-        print_error(Error(kind=error.kind, what=error.what, why=error.why, hint=error.hint, field=error.field))
+        what = f"{error.filename or 'A file'} cannot be read or written."
+        print_error(Error(kind="file", what=what, why=f"{error.strerror}.", hint="Check the path."))
         return FAILED
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -33,6 +38,20 @@ def run_command(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough, as in `quantstudio runs | head`
         sys.stderr.close()
         return OK
+    except OSError as error:  # a file or folder that was named cannot be read or written
+        return _fail(disk_problem(error) or _no_file(error))
+
+
+def _fail(error: QuantStudioError) -> int:
+    from quantstudio.cli.terminal import print_error
+
+    print_error(Error(kind=error.kind, what=error.what, why=error.why, hint=error.hint, field=error.field))
+    return FAILED
+
+
+def _no_file(error: OSError) -> DiskProblem:
+    where = error.filename or "A file"
+    return DiskProblem(f"{where} cannot be used.", why=f"{error.strerror or error}.", hint="Choose another place.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,9 +72,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "quantize and measure a model; every field of the form is a flag"
     parser = commands.add_parser("quantize", help=text, description=text)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="'starter', a model folder, or owner/name (cached)")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=f"{_MODEL_HELP} (default: starter)")
+    text = "where the flags start from; the values in [brackets] below are those of 'recommended'"
     presets = ("recommended", "smallest", "fastest", "closest")
-    parser.add_argument("--preset", choices=presets, default="recommended", help="where the flags start from")
+    parser.add_argument("--preset", choices=presets, default="recommended", help=text)
     parser.add_argument("--save-recipe", type=Path, metavar="FILE", help="write the recipe as TOML and stop")
     add_recipe_flags(parser)
     _add_home(parser)
@@ -92,20 +112,21 @@ def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "measure speed, memory and quality of one model in a fresh process"
     parser = commands.add_parser("measure", help=text, description=text)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    add_recipe_flags(parser, sections=("measure", "machine"))
+    add_recipe_flags(parser, sections=("measure", "machine"), without=("measure.enabled",))
     parser.set_defaults(command=_measure)
 
 
 def _add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "talk to a model; an empty line or Ctrl+D ends"
     parser = commands.add_parser("chat", help=text, description=text)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--plain", action="store_true", help="continue your text instead of using the chat template")
     for name, kind, help_text in _sampling_flags():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=help_text)
-    add_recipe_flags(parser, sections=("machine",))
+        flag, shown = f"--{name.replace('_', '-')}", "X" if kind is float else "N"
+        parser.add_argument(flag, type=kind, default=None, metavar=shown, help=help_text.replace("%", "%%"))
+    add_recipe_flags(parser, sections=("machine",), without=("machine.seed",))  # --seed is the one that counts here
     parser.set_defaults(command=_chat)
 
 

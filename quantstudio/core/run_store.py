@@ -165,7 +165,7 @@ def list_runs(home: Path) -> list[RunHeader]:
     try:
         with os.scandir(home) as entries:
             folders = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     headers = [read_header(folder) for folder in folders]
     runs = [header for header in headers if not header.damaged or _is_ours(header.path)]

@@ -18,8 +18,8 @@ from quantstudio.core import protocol
 from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import ChatJob, ChatRequest, Turn
 from quantstudio.core.library import resolve_model
+from quantstudio.core.model_info import read_model_info
 from quantstudio.core.recipe import ModelSection
-from quantstudio.core.safety import require_safe
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import Generator, Stats
 from quantstudio.engine.load import LoadedModel, load_model
@@ -35,7 +35,7 @@ def run_chat(job: ChatJob, requests: queue.Queue[Turn | None], reporter: Reporte
     """
     reporter.phase("load", "Loading the model", 0, 2)
     folder = resolve_model(ModelSection(id=job.model))
-    require_safe(folder)
+    read_model_info(folder)  # says better than any loader what is missing
     if job.machine.threads:
         torch.set_num_threads(job.machine.threads)
     loaded = load_model(folder, job.machine.device, reporter)

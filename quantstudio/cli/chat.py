@@ -13,7 +13,8 @@ from quantstudio.core import protocol
 from quantstudio.core.errors import Cancelled
 from quantstudio.core.job_environment import prepare_this_process
 from quantstudio.core.jobs import ChatJob, ChatMessage, ChatRequest, Sampling, Turn
-from quantstudio.core.recipe import Recipe
+from quantstudio.core.library import resolve_model
+from quantstudio.core.recipe import ModelSection, Recipe
 
 
 class Conversation:
@@ -89,6 +90,7 @@ class Conversation:
 
 def chat(options: argparse.Namespace) -> int:
     """Load the model and talk."""
+    resolve_model(ModelSection(id=options.model))  # before anybody is asked to say something
     prepare_this_process()
     quiet_libraries()
     given = {name: getattr(options, name) for name in Sampling.model_fields if getattr(options, name) is not None}

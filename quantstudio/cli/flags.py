@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from quantstudio.core.errors import RecipeError
 from quantstudio.core.fieldspec import FieldKind, FieldSpec, field_specs, flat, is_shown, nested
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import recipe_from_dict
@@ -12,11 +13,13 @@ from quantstudio.core.recipe_io import recipe_from_dict
 _MODEL_FIELD = "model.id"
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...] | None = None) -> None:
-    """One flag for each recipe field, all optional; `sections` limits them, None takes every section."""
+def add_recipe_flags(
+    parser: argparse.ArgumentParser, sections: tuple[str, ...] | None = None, without: tuple[str, ...] = ()
+) -> None:
+    """One flag for each recipe field, all optional; `sections` limits them (None: every section), as does `without`."""
     groups: dict[str, Any] = {}
     for spec in field_specs():
-        if spec.path == _MODEL_FIELD or (sections is not None and spec.section not in sections):
+        if spec.path in (_MODEL_FIELD, *without) or (sections is not None and spec.section not in sections):
             continue
         if spec.section not in groups:
             info = Recipe.model_fields[spec.section]
@@ -38,13 +41,14 @@ def with_flags(base: Recipe, given: dict[str, Any]) -> Recipe:
     data = nested(values)
     for spec in field_specs():
         if spec.path in given and not is_shown(spec, values):
-            _put(data, spec.path, given[spec.path])  # let the recipe itself say that there is no such field
+            raise _does_not_apply(spec, values)
     return recipe_from_dict(data)
 
 
 def _argument(spec: FieldSpec) -> dict[str, Any]:
     # argparse formats help with %, so a literal one is doubled.
-    arguments: dict[str, Any] = {"help": spec.help.replace("%", "%%"), "default": None, "dest": spec.path}
+    text = f"{spec.help} {_usual(spec)}".strip().replace("%", "%%")
+    arguments: dict[str, Any] = {"help": text, "default": None, "dest": spec.path}
     match spec.kind:
         case FieldKind.BOOL:
             return arguments | {"type": _truth, "metavar": "true|false"}
@@ -62,15 +66,24 @@ def _argument(spec: FieldSpec) -> dict[str, Any]:
             return arguments | {"metavar": "TEXT"}
 
 
+def _usual(spec: FieldSpec) -> str:
+    if spec.default in ("", None) or isinstance(spec.default, (list, tuple)):
+        return ""
+    return f"[{str(spec.default).lower() if isinstance(spec.default, bool) else spec.default}]"
+
+
+def _does_not_apply(spec: FieldSpec, values: dict[str, Any]) -> RecipeError:
+    chooser, members = spec.when or ("", ())
+    return RecipeError(
+        f"--{spec.path} does not apply here.",
+        why=f"It belongs to {chooser} {' or '.join(members)}, and {chooser} is {values[chooser]}.",
+        hint=f"Leave it out, or add: --{chooser} {members[0]}",
+        field=spec.path,
+    )
+
+
 def _truth(text: str) -> bool:
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return words[text.lower()]
-
-
-def _put(data: dict[str, Any], path: str, value: object) -> None:
-    *parents, leaf = path.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-    data[leaf] = value

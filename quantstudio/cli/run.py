@@ -29,13 +29,15 @@ def quantize(options: argparse.Namespace) -> int:
         options.save_recipe.write_text(recipe_to_toml(recipe), encoding="utf-8")
         print(f"Recipe written to {options.save_recipe}")
         return OK
-    return _report(conduct_recipe(recipe, runs_folder(options)))
+    home = runs_folder(options)
+    return _report(conduct_recipe(recipe, home), home)
 
 
 def run(options: argparse.Namespace) -> int:
     """Carry out a recipe file."""
     recipe = with_flags(load_recipe(options.recipe), given_values(options))
-    return _report(conduct_recipe(recipe, runs_folder(options)))
+    home = runs_folder(options)
+    return _report(conduct_recipe(recipe, home), home)
 
 
 def validate(options: argparse.Namespace) -> int:
@@ -61,7 +63,10 @@ def validate(options: argparse.Namespace) -> int:
 
 def measure(options: argparse.Namespace) -> int:
     """Measure one model by itself."""
+    from quantstudio.core.library import resolve_model
+
     base = with_flags(Recipe(), given_values(options))
+    resolve_model(ModelSection(id=options.model))
     job = MeasureJob(model=options.model, measure=base.measure, machine=base.machine)
     message = _conduct(job)
     if not isinstance(message, protocol.Result):
@@ -84,8 +89,10 @@ def runs_folder(options: argparse.Namespace) -> Path:
 
 def conduct_recipe(recipe: Recipe, home: Path) -> protocol.Message:
     """Carry out a recipe in a new run folder, with progress in the terminal. The terminal message."""
+    from quantstudio.core.library import resolve_model
     from quantstudio.core.run_store import create_run
 
+    resolve_model(recipe.model)  # a mistyped model leaves no failed run behind
     return _conduct(RunJob(recipe=recipe, run_folder=str(create_run(home, recipe))))
 
 
@@ -93,23 +100,25 @@ def _conduct(job: RunJob | MeasureJob) -> protocol.Message:
     prepare_this_process()
     quiet_libraries()
     cancel = threading.Event()
-    print("Starting …", file=sys.stderr)
+    print("Starting…", file=sys.stderr)
     with interrupt_cancels(cancel):
         from quantstudio.engine.conduct import conduct
 
         return conduct(job, Terminal(), cancel)
 
 
-def _report(message: protocol.Message) -> int:
+def _report(message: protocol.Message, home: Path) -> int:
     if not isinstance(message, protocol.Result):
         return _ending(message)
     from quantstudio.core.report import terminal_table
+    from quantstudio.core.run_store import MODEL
 
     result = RunResult.model_validate(message.data)
     print(f"\n{result.name}\n")
     print(terminal_table([result]))
     for sentence in result.verdict:
         print(f"• {sentence}")
+    print(f"\nModel: {home / result.run_id / MODEL}")
     return OK
 
 

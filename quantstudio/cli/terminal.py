@@ -14,9 +14,10 @@ from typing import Never
 from tqdm import tqdm
 
 from quantstudio.core import protocol
+from quantstudio.core.humanize import human_seconds
 from quantstudio.core.protocol import Message
 
-_BAR = "  {desc:<28.28} {percentage:3.0f}% |{bar:24}| {postfix}"
+_BAR = "  {desc:<28.28} {percentage:3.0f}% |{bar:24}| {unit}"  # not {postfix}: tqdm puts a comma before it
 
 
 class Terminal:
@@ -52,14 +53,17 @@ class Terminal:
     def _open(self, phase: protocol.Phase) -> None:
         self._close()
         self._done = 0.0
-        self._bar = tqdm(total=1.0, desc=phase.title, bar_format=_BAR, file=sys.stderr, leave=True)
+        if not sys.stderr.isatty():  # a log: a bar would leave a line for each of its states
+            print(f"  {phase.title}", file=sys.stderr, flush=True)
+            return
+        self._bar = tqdm(total=1.0, desc=phase.title, bar_format=_BAR, unit="", file=sys.stderr, leave=True)
 
     def _advance(self, progress: protocol.Progress) -> None:
         if self._bar is None or not progress.total:
             return
-        left = "" if progress.eta_s is None else f"{progress.eta_s:.0f} s left"
+        left = "" if progress.eta_s is None else f"{human_seconds(round(progress.eta_s))} left"
         memory = f"{self._peak / 1e6:,.0f} MB" if self._peak else ""
-        self._bar.set_postfix_str("  ".join(part for part in (left, memory) if part), refresh=False)
+        self._bar.unit = "  ".join(part for part in (left, memory) if part)
         self._fill(self._bar, min(1.0, progress.done / progress.total))
 
     def _fill(self, bar: tqdm[Never], share: float) -> None:
@@ -74,7 +78,7 @@ class Terminal:
     def _leave(self) -> None:
         """Let the bar stand where it is: its phase was not finished."""
         if self._bar is not None:
-            self._bar.set_postfix_str("", refresh=False)
+            self._bar.unit = ""
             self._bar.close()
             self._bar = None
 

@@ -163,4 +163,5 @@ def _not_found(section: ModelSection, folder: Path) -> ModelNotFound:
             hint=f"Download it first, for example with: hf download {section.id}",
             field="model.id",
         )
-    return ModelNotFound(f"There is no folder {folder}.", hint="Check the path of the model.", field="model.id")
+    hint = "Check the path of the model, or take 'starter', the one in the box."
+    return ModelNotFound(f"There is no folder {folder}.", hint=hint, field="model.id")

@@ -26,7 +26,7 @@ def load_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"The recipe {path} cannot be read.",
-            why=f"{error}.",
+            why=f"{getattr(error, 'strerror', None) or error}.",
             hint="Check the path; a recipe is a TOML file.",
         ) from error
     return parse_recipe(text)

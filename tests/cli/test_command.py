@@ -54,6 +54,19 @@ def test_quantize_can_save_its_recipe_instead(tmp_path):
     assert 'kind = "w8a8"' in path.read_text()
 
 
+def test_paths_that_do_not_exist_are_said_to_be_so_and_leave_nothing_behind(tmp_path):
+    recipe = command("quantize", "starter", "--save-recipe", str(tmp_path / "none" / "recipe.toml"))
+    model = command("quantize", "startr", QUANTSTUDIO_HOME=str(tmp_path))
+    chat = command("chat", "startr", QUANTSTUDIO_HOME=str(tmp_path))
+    for done in (recipe, model, chat):
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+    assert "recipe.toml cannot be read or written" in recipe.stderr
+    assert "'starter'" in model.stderr
+    assert "You:" not in chat.stdout
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_runs_without_any_says_what_to_do(tmp_path):
     done = command("runs", QUANTSTUDIO_HOME=str(tmp_path))
     assert done.returncode == 0

@@ -134,14 +134,14 @@ def _html_group(group: Comparison) -> str:
     rows = "\n".join(_html_line(column, group.rows) for column in group.columns)
     verdicts = "\n".join(_html_verdict(row) for row in group.runs if row.verdict)
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in group.notes)
-    noise = (
-        '<p class="small">~ The difference to the original is within the noise.</p>' if _any_uncertain(group) else ""
-    )
+    legend = "Green marks the best value, unless noise hides which that is."
+    if _any_uncertain(group):
+        legend += " ≈ means within the noise: the difference to the original may be chance."
     return (
         f"<section><h2>{escape(group.model_name)}</h2>\n{notes}{verdicts}\n"
         f'<div class="wide"><table><thead><tr><td></td>{head}</tr></thead>\n<tbody>{rows}</tbody>'
         f'</table></div>\n<p class="small">{escape(group.conditions)} '
-        f"Ratios are against the original as measured in the same run.</p>{noise}\n{_html_charts(group)}</section>"
+        f"Ratios are against the original as measured in the same run. {legend}</p>\n{_html_charts(group)}</section>"
     )
 
 
@@ -157,7 +157,7 @@ def _html_line(column: Column, rows: Sequence[Row]) -> str:
 
 def _html_cell(cell: Cell) -> str:
     detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
-    mark = ' <abbr title="within the noise">~</abbr>' if cell.uncertain else ""
+    mark = ' <abbr title="within the noise">≈</abbr>' if cell.uncertain else ""
     return f"<td{' class=best' if cell.best else ''}>{escape(cell.text)}{mark}{detail}</td>"
 
 

@@ -89,6 +89,7 @@ QPushButton[variant="choice"]:checked {
     background: $accent_soft; color: $accent; border: 1px solid $accent;
 }
 QPushButton[variant="choice"]:focus { border: 1px solid $accent; }
+QPushButton[variant="choice"]:checked:focus { border: 2px solid $accent; padding: 0 7px; min-height: 30px; }
 
 QLineEdit, QPlainTextEdit, QTextEdit, QAbstractSpinBox, QComboBox {
     background: $field; color: $text; border: 1px solid $border_strong; border-radius: 7px;

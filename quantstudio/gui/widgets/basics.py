@@ -42,7 +42,6 @@ def label(text: str = "", role: str = "", *, wrap: bool = False) -> QLabel:
     if role:
         made.setProperty("role", role)
     if wrap:
-        made.setText(made.text().replace("tok/s", "tok/\u2060s"))  # a unit is not broken at its slash
         made.setWordWrap(True)
         made.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
     return made

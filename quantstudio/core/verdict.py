@@ -30,12 +30,14 @@ def verdict(result: RunResult) -> tuple[str, ...]:
 
 
 def summary(result: RunResult) -> str:
-    """One line for a list of runs: `3.9× smaller, 2.1× as fast, perplexity +5.3 %`."""
+    """One line for a list of runs: `3.9× smaller, 2.1× as fast, perplexity +5.3 %`. Claims no more than `verdict`."""
     made = result.quantization
     parts = [f"{made.original_sizes.total / max(1, made.sizes.total):.1f}× smaller"]
     original = baseline(result)
     if original and result.quantized:
-        parts.append(f"{_ratio(result.quantized.decode_tps, original.decode_tps):.2g}× as fast")
+        before, after = original.decode_tps, result.quantized.decode_tps
+        apart = not (_unclear(before, after) or _same(before, after))
+        parts.append(f"{_ratio(after, before):.2g}× as fast" if apart else "speed within the noise")
     if result.quality:
         parts.append(f"perplexity {result.quality.perplexity_change.value * 100:+.2g} %".replace("-", "−"))
     return ", ".join(parts)

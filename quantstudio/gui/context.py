@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantstudio.client.run_queue import RunQueue
     from quantstudio.core.recipe import Recipe
     from quantstudio.core.settings import Settings
-    from quantstudio.gui.theme import Tokens
+    from quantstudio.gui.tokens import Tokens
 
 
 class AppContext(QObject):

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from string import Template
 
 from quantstudio.core.paths import resources
-from quantstudio.gui.theme import Tokens
+from quantstudio.gui.tokens import Tokens
 
 _SHEET = Template("""
 * { outline: none; }

@@ -113,3 +113,9 @@ def test_a_model_that_did_not_shrink_is_not_called_smaller(make_result):
 
 def test_one_line_for_the_list(make_result):
     assert summary(with_speed(make_result("int4"), decode=2.6)) == "3.1× smaller, 2.6× as fast, perplexity +5.3 %"
+
+
+def test_the_line_for_the_list_claims_no_speed_that_the_noise_hides(make_result):
+    noisy = with_speed(make_result("int4"), decode=0.6, width=0.9)
+    assert "speed within the noise" in summary(noisy)
+    assert "as fast" not in summary(noisy)

@@ -79,7 +79,7 @@ def make_context(home, qapp, qtbot):
     from quantstudio.client.run_queue import RunQueue
     from quantstudio.core.settings import load_settings
     from quantstudio.gui.context import AppContext
-    from quantstudio.gui.theme import LIGHT
+    from quantstudio.gui.tokens import LIGHT
 
     made = []
 

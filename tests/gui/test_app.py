@@ -10,7 +10,8 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.core.settings import Settings, save_settings
 from quantstudio.gui import app as entry
 from quantstudio.gui.main_window import MainWindow
-from quantstudio.gui.theme import DARK, LIGHT, apply_theme
+from quantstudio.gui.theme import apply_theme
+from quantstudio.gui.tokens import DARK, LIGHT
 
 
 @pytest.fixture

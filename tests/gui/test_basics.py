@@ -5,7 +5,8 @@ import re
 import pytest
 from PySide6.QtWidgets import QVBoxLayout, QWidget
 
-from quantstudio.gui.theme import LIGHT, apply_theme
+from quantstudio.gui.theme import apply_theme
+from quantstudio.gui.tokens import LIGHT
 from quantstudio.gui.widgets.basics import (
     MARGIN,
     Banner,

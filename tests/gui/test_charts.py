@@ -9,7 +9,8 @@ from PySide6.QtGui import QImage, QPainter
 from quantstudio.core.comparison import compare
 from quantstudio.core.figures import Chart
 from quantstudio.core.humanize import human_bytes
-from quantstudio.gui.theme import DARK, LIGHT, apply_theme
+from quantstudio.gui.theme import apply_theme
+from quantstudio.gui.tokens import DARK, LIGHT
 from quantstudio.gui.widgets.chart_live import Line, LiveChart
 from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, thinned, time_ticks
 from quantstudio.gui.widgets.chart_view import ChartPool, ChartView, draw_image, spoken

@@ -11,7 +11,8 @@ from PySide6.QtWidgets import QFileDialog, QLabel
 from quantstudio.core.errors import DiskProblem
 from quantstudio.core.run_store import delete_run
 from quantstudio.gui.pages.compare_page import ComparePage
-from quantstudio.gui.theme import LIGHT, apply_theme
+from quantstudio.gui.theme import apply_theme
+from quantstudio.gui.tokens import LIGHT
 from quantstudio.gui.widgets.basics import Banner
 from quantstudio.gui.widgets.compare_export import FORMATS, export, with_suffix
 from quantstudio.gui.widgets.compare_table import CELL, CompareTable

@@ -10,7 +10,8 @@ from quantstudio.core.settings import Settings, load_settings
 from quantstudio.gui.app import make_context as make_real_context
 from quantstudio.gui.pages import settings_page
 from quantstudio.gui.pages.settings_page import SECTIONS, SettingsPage
-from quantstudio.gui.theme import DARK, LIGHT, active_tokens, apply_theme
+from quantstudio.gui.theme import active_tokens, apply_theme
+from quantstudio.gui.tokens import DARK, LIGHT
 
 
 @pytest.fixture

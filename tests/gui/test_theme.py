@@ -8,7 +8,8 @@ from quantstudio.core.paths import resources
 from quantstudio.gui.icons import pixmap
 from quantstudio.gui.pages.catalogue import PAGES
 from quantstudio.gui.stylesheet import stylesheet
-from quantstudio.gui.theme import DARK, LIGHT, THEMES, active_tokens, apply_theme, tokens_for
+from quantstudio.gui.theme import active_tokens, apply_theme, tokens_for
+from quantstudio.gui.tokens import DARK, LIGHT, THEMES
 from quantstudio.gui.widgets.basics import button
 
 

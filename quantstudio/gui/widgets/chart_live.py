@@ -27,7 +27,8 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from quantstudio.gui.language import tr
-from quantstudio.gui.theme import Tokens, active_tokens
+from quantstudio.gui.theme import active_tokens
+from quantstudio.gui.tokens import Tokens
 from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, thinned, time_ticks
 
 HEIGHT = 150

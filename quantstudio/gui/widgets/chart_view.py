@@ -14,7 +14,8 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 from quantstudio.core.comparison import Comparison
 from quantstudio.core.figures import Chart, ChartStyle, chart_height
 from quantstudio.gui.language import tr
-from quantstudio.gui.theme import FONT_FAMILIES, Tokens, active_tokens
+from quantstudio.gui.theme import FONT_FAMILIES, active_tokens
+from quantstudio.gui.tokens import Tokens
 
 DPI = 100
 SETTLE_MS = 60

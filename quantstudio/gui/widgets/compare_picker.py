@@ -22,7 +22,8 @@ from PySide6.QtWidgets import QListWidget, QListWidgetItem, QStyle, QStyledItemD
 
 from quantstudio.core.run_store import RunHeader
 from quantstudio.gui.language import tr
-from quantstudio.gui.theme import Tokens, active_tokens
+from quantstudio.gui.theme import active_tokens
+from quantstudio.gui.tokens import Tokens
 from quantstudio.gui.widgets.basics import wrapped
 from quantstudio.gui.widgets.run_words import when
 

@@ -14,7 +14,8 @@ from quantstudio.core.library import FoundModel, ModelKind
 from quantstudio.gui.icons import pixmap
 from quantstudio.gui.language import tr
 from quantstudio.gui.model_texts import KINDS, Fit, summary
-from quantstudio.gui.theme import Tokens, active_tokens
+from quantstudio.gui.theme import active_tokens
+from quantstudio.gui.tokens import Tokens
 
 ROW_HEIGHT, TILE, INSET, GAP = 64, 36, 12, 12
 RIGHT_WIDTH = 150

@@ -18,7 +18,8 @@ from PySide6.QtWidgets import QListView, QStyle, QStyledItemDelegate, QStyleOpti
 from quantstudio.core.run_state import RunState, Status
 from quantstudio.core.run_store import RunHeader
 from quantstudio.gui.language import tr
-from quantstudio.gui.theme import Tokens, active_tokens
+from quantstudio.gui.theme import active_tokens
+from quantstudio.gui.tokens import Tokens
 from quantstudio.gui.widgets.run_words import status_words, when
 
 RUN = Qt.ItemDataRole.UserRole

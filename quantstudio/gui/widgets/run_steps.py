@@ -12,7 +12,8 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 from quantstudio.core.humanize import human_seconds
 from quantstudio.core.run_state import RunState, Status
 from quantstudio.gui.language import tr
-from quantstudio.gui.theme import Tokens, active_tokens
+from quantstudio.gui.theme import active_tokens
+from quantstudio.gui.tokens import Tokens
 
 ROW, BAR = 30, 8
 

@@ -9,7 +9,8 @@ from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QSizePolicy, QVBoxLayout
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.result import Sizes
 from quantstudio.gui.language import tr
-from quantstudio.gui.theme import Tokens, active_tokens
+from quantstudio.gui.theme import active_tokens
+from quantstudio.gui.tokens import Tokens
 from quantstudio.gui.widgets.basics import label
 
 PARTS = (

@@ -49,6 +49,8 @@ class FieldSpec:
     choices: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     """Words for `choices`, in the same order."""
+    notes: tuple[str, ...] = ()
+    """What each of `choices` means, in the same order; empty where the labels say it all."""
     open_choices: bool = False
     """Whether a value outside `choices` may be typed."""
     advanced: bool = False
@@ -139,6 +141,7 @@ def _tag(path: str, info: FieldInfo, members: list[type[BaseModel]], section: st
         default=info.default.kind,
         choices=choices,
         labels=tuple(labels.get(choice, choice) for choice in choices),
+        notes=tuple(" ".join((member.__doc__ or "").split()) for member in members),
     )
 
 

@@ -187,3 +187,10 @@ def form_editor(qtbot, cls, kind, **limits):
     editor = cls(FieldSpec(path="a.b", section="a", title="Title", help="Help.", kind=kind, default="", **limits))
     qtbot.addWidget(editor)
     return editor
+
+
+def test_the_caption_of_a_choice_says_what_was_chosen(form):
+    row = form.row("scheme.kind")
+    assert row.caption.text().startswith("4-bit weights, 16-bit activations")
+    form.set_values(flat(preset_recipe(Preset.CLOSEST).model_dump(mode="json")))
+    assert row.caption.text().startswith("8-bit weights, 16-bit activations")

@@ -44,13 +44,26 @@ class FieldRow(QWidget):
         right.setSpacing(4)
         right.addWidget(self.editor)
         if not spec.advanced:
-            right.addWidget(label(first_sentence(spec.help), "caption", wrap=True))
+            self.caption = label(self._caption_text(), "caption", wrap=True)
+            right.addWidget(self.caption)
         right.addWidget(self.problem)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(16)
         layout.addWidget(self.label, 0, Qt.AlignmentFlag.AlignTop)
         layout.addLayout(right, 1)
+
+    def _caption_text(self) -> str:
+        """What the chosen option means; for other fields, the first sentence of the help."""
+        value = self.editor.value()
+        if self.spec.notes and value in self.spec.choices:
+            return tr(self.spec.notes[self.spec.choices.index(value)])
+        return first_sentence(self.spec.help)
+
+    def refresh(self) -> None:
+        """Let the caption speak of the option that is chosen now."""
+        if self.spec.notes and not self.spec.advanced:
+            self.caption.setText(self._caption_text())
 
     def say(self, text: str, level: str) -> None:
         """Show a problem under the field; nothing when `text` is empty."""
@@ -100,6 +113,7 @@ class SectionCard(Card):
         """Show the rows that exist under these values and are not folded away."""
         alive = {row.spec.path for row in self._rows if is_shown(row.spec, dict(values))}
         for row in self._rows:
+            row.refresh()
             row.setVisible(row.spec.path in alive and (self._open or not row.spec.advanced))
         if self.fold:
             self.fold.setVisible(any(row.spec.path in alive for row in self._advanced))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from functools import partial
 from types import TracebackType
 
 from PySide6.QtCore import QLocale
@@ -45,7 +46,7 @@ def run_app(argv: list[str]) -> int:
     if "--demo" in argv:
         from quantstudio.gui.demo import start_demo
 
-        start_demo(context)
+        start_demo(context, partial(window.show_notice, level="info"))
     return app.exec()
 
 

@@ -28,6 +28,7 @@ from PySide6.QtWidgets import (
 from quantstudio.core.recipe import OutputSection, Preset, Recipe, preset_recipe
 from quantstudio.core.run_state import Status
 from quantstudio.core.settings import Settings
+from quantstudio.gui import demo
 from quantstudio.gui.demo import start_demo
 from quantstudio.gui.main_window import MainWindow
 from quantstudio.gui.pages.catalogue import PAGES, PageId
@@ -244,10 +245,21 @@ def test_the_window_stays_awake_while_a_job_floods_it(open_window, qtbot):
 
 def test_the_demo_runs_both_recipes_and_ends_with_their_comparison(make_context, qtbot):
     context = make_context("good")
+    said = []
     with qtbot.waitSignal(context.compare_wanted, timeout=15_000) as wanted:
-        run_ids = start_demo(context)
+        run_ids = start_demo(context, said.append)
     assert wanted.args == [run_ids]
+    qtbot.waitUntil(lambda: bool(said), timeout=15_000)
+    # This worker only plays its part and leaves no result: the window says so instead of showing a path.
+    assert said[0].startswith("The chart of the demo could not be written. The run demo-w4a16")
     assert [context.queue.recipe(run_id).scheme.kind for run_id in run_ids] == ["w4a16", "w8a16"]
+
+
+def test_the_demo_ends_with_the_path_of_its_chart(make_run, tmp_path, capsys):
+    sentence = demo._save_chart([tmp_path / make_run(tmp_path, kind) for kind in ("int4", "int8")])
+    chart = Path(sentence.removeprefix("The demo is done. Its chart: "))
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    assert f"Chart: {chart}" in capsys.readouterr().out
 
 
 START = """

@@ -377,22 +377,24 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    done: float = 0.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=101))
     log: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, duration: float, tokens: int) -> None:
+    def add(self, duration: float, args: argparse.Namespace) -> None:
         """Count one step; a pause or a compilation counts as five ordinary steps at most."""
-        self.step, self.tokens = self.step + 1, self.tokens + tokens
-        if self.recent:
-            self.seconds += min(duration, 5 * statistics.median(self.recent))
+        self.step, self.tokens = self.step + 1, self.tokens + args.batch_tokens
+        counted = min(duration, 5 * statistics.median(self.recent)) if self.recent else 0.0
         if self.recent or self.step > 1:
             self.recent.append(duration)
-
-    def fraction(self, args: argparse.Namespace) -> float:
-        """Return the share of the budget that is used up."""
+        self.seconds += counted
         if args.steps:
-            return self.step / args.steps
-        return self.seconds / (60 * args.minutes)
+            self.done = self.step / args.steps
+        elif args.deadline:
+            left = args.deadline - time.monotonic()
+            self.done += (1 - self.done) * (counted / (counted + left) if left > 0 else 1.0)
+        else:
+            self.done += counted / (60 * args.minutes)
 
 
 class Trainer:
@@ -415,11 +417,11 @@ class Trainer:
     def rates(self) -> float:
         """Return the factor on the learning rates: a short warm-up, then a straight line to zero."""
         warm = min(1.0, (self.progress.step + 1) / self.args.warmup)
-        return warm * max(0.0, 1.0 - self.progress.fraction(self.args))
+        return warm * max(0.0, 1.0 - self.progress.done)
 
     def length(self) -> int:
         """Return the sequence length of the current phase."""
-        done = self.progress.fraction(self.args)
+        done = self.progress.done
         return next(length for until, length in PHASES if done < until)
 
     def step(self) -> float:
@@ -434,7 +436,7 @@ class Trainer:
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         value = float(loss.detach())
-        self.progress.add(time.perf_counter() - started, self.args.batch_tokens)
+        self.progress.add(time.perf_counter() - started, self.args)
         return value
 
     @torch.no_grad()
@@ -486,14 +488,14 @@ def record(trainer: Trainer, loss: float, held: float | None) -> None:
         line["held_out_bits_per_byte"] = round(held, 4)
     progress.log.append(line)
     rate = trainer.args.batch_tokens / statistics.median(progress.recent)
-    print(json.dumps(line), f"{rate:.0f} tokens/s", f"{progress.fraction(trainer.args):.1%}", flush=True)
+    print(json.dumps(line), f"{rate:.0f} tokens/s", f"{progress.done:.1%}", flush=True)
 
 
 def train(trainer: Trainer) -> None:
     """Step until the budget is used up, with a log line, a measurement and a checkpoint now and then."""
     args, progress, losses = trainer.args, trainer.progress, []
     saved = measured = progress.seconds
-    while progress.fraction(args) < 1.0:
+    while progress.done < 1.0:
         losses.append(trainer.step())
         if progress.step % args.log_every == 0:
             due = progress.seconds - measured > 60 * args.measure_minutes
@@ -598,7 +600,7 @@ def bits_per_byte(folder: Path, text: Path, stride: int = CONTEXT // 2) -> dict[
         ids = tokenizer(document, add_special_tokens=False)["input_ids"]
         bits += document_bits(model, [tokenizer.bos_token_id, *ids], stride)
         size, count = size + len(document.encode("utf-8")), count + len(ids)
-    return {"bits_per_byte": round(bits / size, 4), "bytes": size, "tokens": count}
+    return {"bits_per_byte": round(bits / size, 4), "bytes": size, "scored_tokens": count}
 
 
 def finish(trainer: Trainer, tokenizer: Tokenizer) -> None:
@@ -635,6 +637,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
     parser.add_argument("--work", type=Path, required=True, help="folder for tokens and checkpoints")
     parser.add_argument("--minutes", type=float, default=110.0, help="training time")
+    parser.add_argument("--wall-minutes", type=float, help="end this long after the start, whatever happens")
     parser.add_argument("--steps", type=int, default=0, help="number of updates, instead of --minutes")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--batch-tokens", type=int, default=8192)
@@ -656,6 +659,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train, save and measure."""
     args = parse()
+    args.deadline = time.monotonic() + 60 * args.wall_minutes if args.wall_minutes else 0.0
     keep_memory()
     torch.set_num_threads(args.threads)
     tokenizer, corpus = prepare(args)

@@ -14,9 +14,11 @@ JOB_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
-    # GNU OpenMP's threads wait for each other by spinning, 300,000 rounds unless told otherwise. When another program
-    # wants a core, they spin while the thread that they wait for cannot run. Starter model, 2 threads, tokens per
-    # second with 300,000 / 10,000 / 0 rounds: idle machine 273 / 318 / 147, both cores busy 8 / 26 / 123.
+    # GNU OpenMP's threads wait for each other by spinning, 300,000 rounds unless told otherwise; when other programs
+    # want the cores, they spin while the thread that they wait for cannot run. Starter model, 2 threads, tokens per
+    # second, two trials each. Idle machine: 335-362 by default, 314-360 with 10,000. Two busy programs beside it: 46-74
+    # by default, 33-118 with 10,000, 116-178 with 0. So 10,000 costs nothing that shows, and what it gains under load
+    # is not proven; 0 would help there, but about halved the idle speed (143-151 against 251-295 in one run).
     "GOMP_SPINCOUNT": "10000",
 }
 

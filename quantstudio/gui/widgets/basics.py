@@ -87,19 +87,18 @@ def icon_label(name: str, role: str = "muted", size: int = ICON_SIZE) -> QLabel:
 def row(*parts: QWidget | None, spacing: int = GAP) -> QHBoxLayout:
     """Widgets side by side; None is a stretch (a None at the end costs nothing)."""
     layout = QHBoxLayout()
-    layout.setContentsMargins(0, 0, 0, 0)
-    layout.setSpacing(spacing)
-    for part in parts:
-        if part is None:
-            layout.addStretch(1)
-        else:
-            layout.addWidget(part)
+    _fill(layout, parts, spacing)
     return layout
 
 
 def column(*parts: QWidget | None, spacing: int = GAP) -> QVBoxLayout:
     """Widgets one below the other; None is a stretch."""
     layout = QVBoxLayout()
+    _fill(layout, parts, spacing)
+    return layout
+
+
+def _fill(layout: QHBoxLayout | QVBoxLayout, parts: tuple[QWidget | None, ...], spacing: int) -> None:
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(spacing)
     for part in parts:
@@ -107,7 +106,6 @@ def column(*parts: QWidget | None, spacing: int = GAP) -> QVBoxLayout:
             layout.addStretch(1)
         else:
             layout.addWidget(part)
-    return layout
 
 
 def page_layout(page: QWidget, widest: int) -> QVBoxLayout:

@@ -403,6 +403,8 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, corpus: Corpus) -> None:
         self.args, self.corpus = args, corpus
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
+            FusedHead.rows = args.batch_tokens  # one large product instead of many that a GPU would wait between
         self.model = Starter(args.seed).to(self.device)
         model = self.model
         self.muon = NorMuon([model.attn, model.mlp], args.decay)
@@ -474,7 +476,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
 
 
-def record(trainer: Trainer, loss: float, held: float | None) -> None:
+def record(trainer: Trainer, loss: float | None, held: float | None) -> None:
     """Add a line to the log and print it."""
     progress = trainer.progress
     line: dict[str, float] = {
@@ -482,8 +484,9 @@ def record(trainer: Trainer, loss: float, held: float | None) -> None:
         "tokens": progress.tokens,
         "minutes": round(progress.seconds / 60, 2),
         "length": trainer.length(),
-        "loss": round(loss, 4),
     }
+    if loss is not None:
+        line["loss"] = round(loss, 4)
     if held is not None:
         line["held_out_bits_per_byte"] = round(held, 4)
     progress.log.append(line)
@@ -505,7 +508,7 @@ def train(trainer: Trainer) -> None:
         if progress.seconds - saved > 60 * args.checkpoint_minutes:
             trainer.save()
             saved = progress.seconds
-    record(trainer, statistics.fmean(losses or [math.nan]), trainer.held_out())
+    record(trainer, statistics.fmean(losses) if losses else None, trainer.held_out())
     trainer.save()
 
 

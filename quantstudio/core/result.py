@@ -103,6 +103,26 @@ class Quantization(_Plain):
     peak_rss: int
 
 
+class DataSummary(_Plain):
+    """The text that a run learnt from. Splits share no passage; `fingerprint` is over every token of all three."""
+
+    source: str
+    """For a person: a file's name, or the dataset with its commit."""
+    licence: str = ""
+    documents: int
+    tokens: int
+    """In all three splits together."""
+    sequence_length: int
+    calibration_sequences: int
+    training_sequences: int
+    held_out_sequences: int
+    training_loss_tokens: int
+    """Tokens of the training split that count for the loss."""
+    left_out_tokens: int = 0
+    """Tokens cut away because their passage is in another split, or because they fill no whole sequence."""
+    fingerprint: str
+
+
 class Environment(_Plain):
     """The machine and the libraries that the numbers belong to."""
 
@@ -128,6 +148,8 @@ class RunResult(_Plain):
     quantized: Performance | None = None
     original_last: Performance | None = None
     quality: Quality | None = None
+    data: DataSummary | None = None
+    """None: the method needed no text."""
     verdict: tuple[str, ...] = ()
     """Sentences for a person: faster or slower, smaller, closer or further, and whether the machine drifted."""
     environment: Environment

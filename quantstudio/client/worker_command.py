@@ -11,8 +11,8 @@ from typing import Self
 
 from PySide6.QtCore import QProcessEnvironment
 
-from quantstudio.core.job_environment import JOB_ENVIRONMENT
-from quantstudio.core.jobs import ChatJob, MeasureJob, RunJob
+from quantstudio.core.job_environment import job_environment
+from quantstudio.core.jobs import AnyJob, RunJob
 from quantstudio.core.paths import PACKAGE
 from quantstudio.core.run_store import LOG
 
@@ -27,7 +27,7 @@ def worker_command() -> list[str]:
 def worker_environment() -> QProcessEnvironment:
     """This process's environment with what a worker needs. In a checkout it finds the package beside the window's."""
     environment = QProcessEnvironment.systemEnvironment()
-    for name, value in JOB_ENVIRONMENT.items():
+    for name, value in job_environment(os.environ).items():
         environment.insert(name, value)
     home = PACKAGE.parent
     if (home / "pyproject.toml").is_file():
@@ -47,7 +47,7 @@ class LogFile:
     temporary: bool
 
     @classmethod
-    def for_job(cls, job: RunJob | MeasureJob | ChatJob) -> Self:
+    def for_job(cls, job: AnyJob) -> Self:
         """The log of the job's run folder if that exists and can be written, else a temporary file."""
         if isinstance(job, RunJob) and os.access(job.run_folder, os.W_OK):
             return cls(Path(job.run_folder) / LOG, temporary=False)

@@ -19,7 +19,7 @@ from quantstudio.client.process_outcome import ProcessOutcome
 from quantstudio.client.worker_command import LogFile, worker_command, worker_environment
 from quantstudio.core import protocol
 from quantstudio.core.errors import ProtocolMismatch, WorkerLost
-from quantstudio.core.jobs import ChatJob, MeasureJob, RunJob
+from quantstudio.core.jobs import AnyJob
 from quantstudio.core.protocol import Command, Message
 from quantstudio.core.run_state import RunState, Status
 
@@ -67,7 +67,7 @@ class WorkerProcess(QObject):
         self._told_broken = False
         self._pid = 0
         self._exit: tuple[int, QProcess.ExitStatus] | None = None
-        self._job: RunJob | MeasureJob | ChatJob | None = None
+        self._job: AnyJob | None = None
         self._log: LogFile | None = None
         self._process = self._make_process()
         self._batch_timer = self._timer(self._emit_batch)
@@ -85,7 +85,7 @@ class WorkerProcess(QObject):
         """Id of the process and of its group; 0 before the start."""
         return self._pid
 
-    def start(self, job: RunJob | MeasureJob | ChatJob) -> None:
+    def start(self, job: AnyJob) -> None:
         """Start the process; the job is sent when it has said hello. What goes wrong arrives as an error message."""
         self._job = job
         self._log = LogFile.for_job(job)

@@ -105,6 +105,42 @@ class RunNotFound(QuantStudioError):
     kind = "run_not_found"
 
 
+class Offline(QuantStudioError):
+    """The network is switched off, and what was asked for is not on this machine."""
+
+    kind = "offline"
+
+
+class HubUnreachable(QuantStudioError):
+    """The Hub cannot be reached, does not answer, or keeps breaking off."""
+
+    kind = "hub_unreachable"
+
+
+class HubRefused(QuantStudioError):
+    """The Hub answered, and the answer is no: not found, or not allowed."""
+
+    kind = "hub_refused"
+
+
+class AccessNeeded(HubRefused):
+    """The model is gated or private; the person must sign in or accept its licence first."""
+
+    kind = "access_needed"
+
+
+class HubAnswerUnusable(QuantStudioError):
+    """The Hub's answer cannot be trusted: hostile names, wrong checksums, contents that change under our hands."""
+
+    kind = "hub_answer"
+
+
+class PicklesOnly(QuantStudioError):
+    """The weights exist only as pickles, and nobody has agreed to convert them."""
+
+    kind = "pickles_only"
+
+
 class WorkerLost(QuantStudioError):
     """The process that did the work ended without saying how."""
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+
+OFFLINE = "QUANTSTUDIO_OFFLINE"
+"""What the person wished with HF_HUB_OFFLINE, handed on to jobs, where that variable is always set."""
+_YES = frozenset({"1", "on", "yes", "true"})
 
 JOB_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONUTF8": "1",
-    # No job needs the network: what is not on this machine is said to be missing at once.
+    # No library needs the network: models come to this machine by our own downloads or not at all.
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -23,7 +28,18 @@ JOB_ENVIRONMENT = {
 }
 
 
+def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a job started from a process with the environment `environ` gets."""
+    return JOB_ENVIRONMENT | {OFFLINE: "1" if is_offline(environ) else "0"}
+
+
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether the person has switched the Hub off (HF_HUB_OFFLINE, as the Hub's own client reads it)."""
+    wish = environ.get(OFFLINE) or environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
+    return wish.strip().lower() in _YES
+
+
 def prepare_this_process() -> None:
     """Give this process a job's environment, before it loads torch. What the person has set stays."""
-    for name, value in JOB_ENVIRONMENT.items():
+    for name, value in job_environment(os.environ).items():
         os.environ.setdefault(name, value)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from quantstudio.core.errors import RecipeError
+from quantstudio.core.hub import ModelId, Revision, SearchQuery
 from quantstudio.core.recipe import MachineSection, MeasureSection, Recipe
 
 
@@ -42,8 +43,59 @@ class ChatJob(_Plain):
     machine: MachineSection = MachineSection()
 
 
-Job = Annotated[RunJob | MeasureJob | ChatJob, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[RunJob | MeasureJob | ChatJob] = TypeAdapter(Job)
+class SearchJob(_Plain):
+    """Ask the Hub for one page of models. Result: `hub.SearchPage`."""
+
+    kind: Literal["search"] = "search"
+    query: SearchQuery = SearchQuery()
+
+
+class DetailsJob(_Plain):
+    """Look at one model of the Hub without downloading its weights. Result: `hub.ModelDetails`."""
+
+    kind: Literal["details"] = "details"
+    model: ModelId
+    revision: Revision = ""
+    """Branch, tag or commit; empty: `main`."""
+
+
+class DownloadJob(_Plain):
+    """Bring one model into the Hugging Face cache, whole and verified. Result: `hub.DownloadResult`.
+
+    Cancelling is pausing: what was fetched stays, and the same job fetches the rest.
+    """
+
+    kind: Literal["download"] = "download"
+    model: ModelId
+    revision: Revision = ""
+    allow_pickles: bool = False
+    """The person agreed that weights which exist only as pickles are fetched and converted."""
+    output_bytes: int = Field(default=0, ge=0)
+    """Room that must be left on the disk for what is to be made from the model."""
+
+
+class VerifyJob(_Plain):
+    """Compare every file of a model with its checksum. Result: `hub.VerifyResult`."""
+
+    kind: Literal["verify"] = "verify"
+    model: str
+    """`owner/name` of a model in the cache, or a folder."""
+    revision: Revision = ""
+
+
+class RemoveJob(_Plain):
+    """Delete a model of the Hugging Face cache. Result: `hub.RemoveResult`."""
+
+    kind: Literal["remove"] = "remove"
+    model: ModelId
+    revision: Revision = ""
+    """Branch, tag or commit; empty: all of them, and what was left of broken downloads."""
+
+
+HubJob = SearchJob | DetailsJob | DownloadJob | VerifyJob | RemoveJob
+AnyJob = RunJob | MeasureJob | ChatJob | HubJob
+Job = Annotated[AnyJob, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[AnyJob] = TypeAdapter(Job)
 
 
 class Sampling(_Plain):
@@ -112,7 +164,7 @@ class Turn:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def parse_job(data: object) -> RunJob | MeasureJob | ChatJob:
+def parse_job(data: object) -> AnyJob:
     """Check the payload of a `start` command. Raises RecipeError."""
     try:
         return _ADAPTER.validate_python(data)

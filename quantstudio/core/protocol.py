@@ -58,6 +58,24 @@ class Progress(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer(Message):
+    """Where a download stands, in bytes. `stage`: looking, fetching, waiting, verifying, converting, done."""
+
+    type: ClassVar[str] = "transfer"
+    stage: str
+    file: str = ""
+    file_done: int = 0
+    file_total: int = 0
+    done: int = 0
+    total: int = 0
+    files_done: int = 0
+    files_total: int = 0
+    bytes_per_s: float = 0.0
+    eta_s: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metric(Message):
     """One measured number, such as a loss at a step."""
 
@@ -167,6 +185,7 @@ MESSAGES: dict[str, type[Message]] = {
         Hello,
         Phase,
         Progress,
+        Transfer,
         Metric,
         Memory,
         Notice,

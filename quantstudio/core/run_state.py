@@ -58,6 +58,7 @@ class RunState:
     last: float = 0.0
     phases: list[protocol.Phase] = field(default_factory=list)
     progress: protocol.Progress | None = None
+    transfer: protocol.Transfer | None = None
     memory: Series = field(default_factory=lambda: Series("bytes"))
     cuda_memory: Series = field(default_factory=lambda: Series("bytes"))
     metrics: dict[str, Series] = field(default_factory=dict)
@@ -120,6 +121,11 @@ def _(message: protocol.Phase, state: RunState) -> None:
 @_take.register
 def _(message: protocol.Progress, state: RunState) -> None:
     state.progress = message
+
+
+@_take.register
+def _(message: protocol.Transfer, state: RunState) -> None:
+    state.transfer = message
 
 
 @_take.register

@@ -18,7 +18,7 @@ from typing import Any
 from quantstudio.core import protocol, run_store
 from quantstudio.core.disk import partial_of, remove_tree
 from quantstudio.core.errors import Cancelled, QuantStudioError, RunBusy, RunNotFound
-from quantstudio.core.jobs import ChatJob, MeasureJob, RunJob, Turn
+from quantstudio.core.jobs import AnyJob, ChatJob, HubJob, MeasureJob, RunJob, Turn
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_lock import RunLock
@@ -33,9 +33,7 @@ from quantstudio.engine.reporter import Reporter, Sink
 Requests = queue.Queue[Turn | None]
 
 
-def conduct(
-    job: RunJob | MeasureJob | ChatJob, sink: Sink, cancel: threading.Event, requests: Requests | None = None
-) -> protocol.Message:
+def conduct(job: AnyJob, sink: Sink, cancel: threading.Event, requests: Requests | None = None) -> protocol.Message:
     """Carry out `job`; everything that happens goes to `sink`, last of all the terminal message, which is returned.
 
     Setting `cancel` ends the job as `cancelled`. `requests` feeds a chat. Raises nothing but what `sink` raises.
@@ -49,6 +47,8 @@ def conduct(
         case ChatJob():
             log = _log_to(sink)
             return _finish(sink, _attempt(lambda: _chat(job, requests or queue.Queue(), sink, cancel), None, log))
+        case _:
+            return _finish(sink, _attempt(lambda: _hub(job, sink, cancel), None, _log_to(sink)))
 
 
 def _conduct_run(job: RunJob, sink: Sink, cancel: threading.Event) -> protocol.Message:
@@ -154,6 +154,13 @@ def _chat(job: ChatJob, requests: Requests, sink: Sink, cancel: threading.Event)
 
         run_chat(job, requests, Reporter(sink, cancel))
         return {}
+
+
+def _hub(job: HubJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
+    # No memory sampler, and nothing that imports torch: a search must answer at once.
+    from quantstudio.engine.hub.work import perform
+
+    return perform(job, Reporter(sink, cancel)).model_dump(mode="json")
 
 
 def _log_to(sink: Sink) -> Callable[[str], None]:

@@ -4,7 +4,7 @@ A window that reads slowly fills the pipe; a job that wrote to the pipe itself w
 leaves messages here, and one thread writes them in batches. What waits is bounded by three classes:
 
     state   phases, notices, artifacts, answers, text, the end: never dropped, always in order
-    gauge   progress, memory, heartbeat: only the latest of each waits
+    gauge   progress, transfer, memory, heartbeat: only the latest of each waits
     stream  metrics and log lines: at most `MAX_STREAM` wait; the oldest are dropped, and their number is told
 
 Nothing is lost by dropping: the worker writes metrics and log into the run's folder itself. Text of one answer is
@@ -24,7 +24,7 @@ from quantstudio.core.protocol import Message
 
 FLUSH_S = 0.05
 MAX_STREAM = 5000
-GAUGES = (protocol.Progress, protocol.Memory, protocol.Heartbeat)
+GAUGES = (protocol.Progress, protocol.Transfer, protocol.Memory, protocol.Heartbeat)
 STREAMS = (protocol.Metric, protocol.Log)
 
 

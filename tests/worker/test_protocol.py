@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -22,6 +23,19 @@ EXAMPLES = [
     protocol.Hello(t=1700000000.25, protocol=1, version="0.1.0", pid=4242),
     protocol.Phase(t=1700000001.0, id="quantize", title="Quantize", index=1, total=6),
     protocol.Progress(t=1700000002.0, done=12, total=43, unit="layers", detail="model.layers.3.mlp.up_proj", eta_s=2.5),
+    protocol.Transfer(
+        t=1700000002.5,
+        stage="fetching",
+        file="model-00001-of-00002.safetensors",
+        file_done=690_000_000,
+        file_total=900_000_000,
+        done=700_000_000,
+        total=1_000_000_000,
+        files_done=6,
+        files_total=8,
+        bytes_per_s=2_500_000.0,
+        eta_s=120.5,
+    ),
     protocol.Metric(t=1700000003.0, name="perplexity", value=19.875, step=4),
     protocol.Memory(t=1700000004.0, rss=512_000_000, available=8_000_000_000),
     protocol.Notice(t=1700000005.0, level="warning", text="2 layers stay in bf16: Conv1D – “c_attn”."),
@@ -142,7 +156,7 @@ def test_the_specification_knows_no_other_message_or_command():
 
 
 def test_the_specification_has_every_key_of_every_command():
-    models = (jobs.RunJob, jobs.MeasureJob, jobs.ChatJob)
+    models = get_args(jobs.AnyJob)
     assert set(keys(section("start"))) == {name for model in models for name in model.model_fields}
     assert keys(section("generate")) == list(ChatRequest.model_fields)
     for name in Sampling.model_fields:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantstudio import __version__
 from quantstudio.cli.flags import add_recipe_flags
+from quantstudio.cli.hub_commands import add_hub_commands
 from quantstudio.core.disk import disk_problem
 from quantstudio.core.errors import DiskProblem, QuantStudioError
 from quantstudio.core.protocol import Error
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_quantize, _add_run, _add_validate, _add_runs, _add_measure, _add_chat, _add_demo):
         add(commands)
+    add_hub_commands(commands)
     commands.add_parser("open", help="open the window (the same as no command)")
     return parser
 

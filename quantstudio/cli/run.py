@@ -91,8 +91,10 @@ def conduct_recipe(recipe: Recipe, home: Path) -> protocol.Message:
     """Carry out a recipe in a new run folder, with progress in the terminal. The terminal message."""
     from quantstudio.core.library import resolve_model
     from quantstudio.core.run_store import create_run
+    from quantstudio.engine.acquire import must_download
 
-    resolve_model(recipe.model)  # a mistyped model leaves no failed run behind
+    if not must_download(recipe.model):
+        resolve_model(recipe.model)  # a mistyped model leaves no failed run behind
     return _conduct(RunJob(recipe=recipe, run_folder=str(create_run(home, recipe))))
 
 

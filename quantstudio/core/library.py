@@ -8,23 +8,24 @@ model that was meant.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+from quantstudio.core.cache import CachedRepo, cached_repos, local_snapshot, repo_path, unverified
 from quantstudio.core.errors import ModelNotFound, QuantStudioError
 from quantstudio.core.model_files import CONFIG
 from quantstudio.core.model_info import ModelInfo, model_name, read_model_info
-from quantstudio.core.paths import hub_cache, starter_model
+from quantstudio.core.paths import converted_cache, hub_cache, starter_model
 from quantstudio.core.recipe import STARTER, ModelSection
 from quantstudio.core.run_state import Status
-from quantstudio.core.run_store import MODEL, list_runs
+from quantstudio.core.run_store import MODEL, RunHeader, list_runs
 from quantstudio.core.settings import Settings
 
 MAX_MODELS_IN_FOLDER = 500
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class ModelKind(StrEnum):
@@ -48,6 +49,23 @@ class FoundModel:
     info: ModelInfo | None = None
     error: str = ""
     """Why it cannot be used, in a person's words."""
+    nbytes: int = 0
+    """What it occupies; for a model of the cache all its revisions and whatever broken downloads have left."""
+    partial_bytes: int = 0
+    """Of that, what unfinished downloads hold; another download continues there."""
+    last_used: float = 0.0
+    """When its files were last read, in seconds since the epoch; 0 when the system does not say."""
+    origin: str = ""
+    """Where it came from: `owner/name at commit`, a folder, or a run; in a person's words."""
+    verified: bool = False
+    """Whether every file of this revision was compared with its checksum on this machine."""
+    made: tuple[str, ...] = ()
+    """Ids of the runs that made something from it."""
+
+    @property
+    def repairable(self) -> bool:
+        """Whether downloading it again would make it whole."""
+        return self.kind is ModelKind.CACHE and bool(self.error or self.partial_bytes)
 
 
 def resolve_model(section: ModelSection) -> Path:
@@ -71,42 +89,77 @@ def list_models(settings: Settings, runs_home: Path | None = None) -> list[Found
 
     A model that cannot be read is listed with its error. May be called from any thread; changes nothing.
     """
-    found = {entry.path: entry for entry in _candidates(settings, runs_home or settings.runs_path)}
-    return [_look_at(entry) for entry in found.values()]
+    runs = [run for run in list_runs(runs_home or settings.runs_path) if run.status is Status.DONE]
+    found = {entry.path: entry for entry in _candidates(settings, runs)}
+    return [_look_at(entry, runs) for entry in found.values()]
 
 
 def list_cache() -> list[FoundModel]:
-    """The models in the Hugging Face cache at the commit that `main` points to, else at their newest snapshot."""
-    cache = hub_cache()
-    if not cache.is_dir():
-        return []
-    models = []
-    for repo in sorted(cache.glob("models--*--*")):
-        folder = _snapshot(repo, "main") or _newest_snapshot(repo)
-        if folder and (folder / CONFIG).exists():
-            name = model_name(folder)
-            models.append(FoundModel(ModelKind.CACHE, name, name, folder))
-    return models
+    """The models in the Hugging Face cache at the commit that `main` points to, else at their newest snapshot.
+
+    What an unfinished download has left is listed with its error.
+    """
+    return [
+        model for cache in (hub_cache(), converted_cache()) for model in map(_of_cache, cached_repos(cache)) if model
+    ]
 
 
-def _candidates(settings: Settings, runs_home: Path) -> Iterator[FoundModel]:
-    yield FoundModel(ModelKind.STARTER, STARTER, "Starter model", starter_model())
+def is_hub_id(id: str) -> bool:
+    """Whether a recipe's model id may mean a model of the Hub: `owner/name`, and no folder of that name is here."""
+    return _HUB_ID.fullmatch(id) is not None and not Path(id).is_dir()
+
+
+def _of_cache(repo: CachedRepo) -> FoundModel | None:
+    """A model of the cache; None for a repository that is no model (a dataset's tokenizer, a GGUF file …)."""
+    folder = local_snapshot(repo.path.parent, repo.id, "")
+    if folder is None or not (folder / CONFIG).exists():
+        if not repo.partial_bytes:
+            return None
+        error = "Its download is not finished. Download it again: what is here is kept."
+        return FoundModel(ModelKind.CACHE, repo.id, repo.id, repo.path, error=error, **_weight(repo))
+    name = model_name(folder)
+    origin = f"{name} at {folder.name[:12]}"
+    verified = not unverified(folder)
+    return FoundModel(ModelKind.CACHE, name, name, folder, origin=origin, verified=verified, **_weight(repo))
+
+
+def _weight(repo: CachedRepo) -> dict[str, Any]:
+    return {
+        "nbytes": repo.nbytes,
+        "partial_bytes": repo.partial_bytes,
+        "last_used": _last_read((repo.path / "blobs").glob("*")),
+    }
+
+
+def _candidates(settings: Settings, runs: list[RunHeader]) -> Iterator[FoundModel]:
+    yield FoundModel(ModelKind.STARTER, STARTER, "Starter model", starter_model(), origin="came with the program")
     for text in settings.model_folders:
         for folder in _models_in(Path(text).expanduser().absolute()):
-            yield FoundModel(ModelKind.FOLDER, str(folder), folder.name, folder)
+            yield FoundModel(ModelKind.FOLDER, str(folder), folder.name, folder, origin="a folder of yours")
     yield from list_cache()
-    for run in list_runs(runs_home):
+    for run in runs:
         folder = run.path / MODEL
-        if run.status is Status.DONE and folder.is_dir():
-            yield FoundModel(ModelKind.RUN, str(folder), run.name, folder)
+        if folder.is_dir():
+            yield FoundModel(ModelKind.RUN, str(folder), run.name, folder, origin=f"made here from {run.model}")
 
 
-def _look_at(entry: FoundModel) -> FoundModel:
+def _look_at(entry: FoundModel, runs: list[RunHeader]) -> FoundModel:
+    if entry.error:
+        return entry
     try:
         info, error = read_model_info(entry.path), ""
     except QuantStudioError as problem:
         info, error = None, str(problem)
-    return FoundModel(entry.kind, entry.id, entry.name, entry.path, info, error)
+    name = model_name(entry.path)
+    found = replace(entry, info=info, error=error, made=tuple(run.id for run in runs if run.model == name))
+    if entry.nbytes:
+        return found
+    files = [path for path in entry.path.glob("*") if path.is_file()] if entry.path.is_dir() else []
+    return replace(found, nbytes=sum(path.stat().st_size for path in files), last_used=_last_read(files))
+
+
+def _last_read(files: Iterable[Path]) -> float:
+    return max((path.stat().st_atime for path in files if path.is_file()), default=0.0)
 
 
 def _models_in(folder: Path) -> list[Path]:
@@ -121,38 +174,19 @@ def _models_in(folder: Path) -> list[Path]:
 
 
 def _cached_model(section: ModelSection) -> Path | None:
-    repo = hub_cache() / f"models--{section.id.replace('/', '--')}"
-    if not repo.is_dir():
-        return None
-    revision = section.revision or "main"
-    folder = _snapshot(repo, revision)
-    if folder is None and not section.revision:
-        folder = _newest_snapshot(repo)
-    if folder is None:
+    """The revision of a model in the cache; one that was converted from pickles goes before its pickles."""
+    places = [cache for cache in (converted_cache(), hub_cache()) if repo_path(cache, section.id).is_dir()]
+    for cache in places:
+        folder = local_snapshot(cache, section.id, section.revision)
+        if folder and (folder / CONFIG).exists():
+            return folder
+    if places and section.revision:
         raise ModelNotFound(
-            f"{section.id} is in the Hugging Face cache, but not at revision {revision!r}.",
+            f"{section.id} is in the Hugging Face cache, but not at revision {section.revision!r}.",
             hint="Leave the revision empty, or download that revision first.",
             field="model.revision",
         )
-    return folder
-
-
-def _snapshot(repo: Path, revision: str) -> Path | None:
-    """The snapshot of a branch, tag or commit, or None."""
-    if not re.fullmatch(r"[\w./-]{1,200}", revision) or ".." in revision:
-        return None
-    commit = revision
-    ref = repo / "refs" / revision
-    if ref.is_file() and ref.stat().st_size < 200:
-        commit = ref.read_text(encoding="utf-8", errors="replace").strip()
-    folder = repo / "snapshots" / commit
-    return folder.absolute() if _COMMIT.fullmatch(commit) and folder.is_dir() else None
-
-
-def _newest_snapshot(repo: Path) -> Path | None:
-    snapshots = repo / "snapshots"
-    found = [folder for folder in snapshots.iterdir() if folder.is_dir()] if snapshots.is_dir() else []
-    return max(found, key=lambda folder: folder.stat().st_mtime).absolute() if found else None
+    return None
 
 
 def _not_found(section: ModelSection, folder: Path) -> ModelNotFound:
@@ -160,7 +194,7 @@ def _not_found(section: ModelSection, folder: Path) -> ModelNotFound:
         return ModelNotFound(
             f"The model {section.id} is not on this machine.",
             why=f"It is neither in the Hugging Face cache ({hub_cache()}) nor a folder here.",
-            hint=f"Download it first, for example with: hf download {section.id}",
+            hint=f"Download it first: quantstudio download {section.id}",
             field="model.id",
         )
     hint = "Check the path of the model, or take 'starter', the one in the box."

@@ -42,3 +42,9 @@ def hub_cache() -> Path:
         return Path(cache).expanduser()
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     return Path(home).expanduser() / "hub"
+
+
+def converted_cache() -> Path:
+    """Models that came as pickles, converted to safetensors; laid out like the Hugging Face cache, which must not be
+    given contents that the Hub does not have."""
+    return data_home() / "converted"

@@ -18,7 +18,7 @@ from typing import Any
 from quantstudio.core import protocol, run_store
 from quantstudio.core.disk import partial_of, remove_tree
 from quantstudio.core.errors import Cancelled, QuantStudioError, RunBusy, RunNotFound
-from quantstudio.core.jobs import AnyJob, ChatJob, HubJob, MeasureJob, RunJob, Turn
+from quantstudio.core.jobs import AnyJob, ChatJob, DownloadJob, HubJob, MeasureJob, RunJob, Turn
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_lock import RunLock
@@ -160,6 +160,11 @@ def _hub(job: HubJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
     # No memory sampler, and nothing that imports torch: a search must answer at once.
     from quantstudio.engine.hub.work import perform
 
+    if isinstance(job, DownloadJob):
+        from quantstudio.engine.acquire import carry_out
+        from quantstudio.engine.hub.connection import read_connection
+
+        return carry_out(job, read_connection(), Reporter(sink, cancel)).model_dump(mode="json")
     return perform(job, Reporter(sink, cancel)).model_dump(mode="json")
 
 

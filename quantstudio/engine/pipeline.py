@@ -24,6 +24,7 @@ from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.result import Environment, Measurement, Quantization, RunResult
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
+from quantstudio.engine.acquire import acquire, must_download
 from quantstudio.engine.measure.environment import read_environment
 from quantstudio.engine.measure.isolated import measure_isolated
 from quantstudio.engine.measure.spec import MeasureSpec
@@ -33,6 +34,7 @@ from quantstudio.engine.resolved import resolved_recipe
 
 ORIGINAL_LABEL = "Original"
 _PHASES = {
+    "download": "Downloading the model",
     "check": "Checking model and machine",
     "quantize": "Quantizing",
     "measure_original": "Measuring the original",
@@ -41,7 +43,7 @@ _PHASES = {
     "measure_original_again": "Measuring the original again",
     "save": "Saving",
 }
-_UNMEASURED = ("check", "quantize", "save")
+_UNMEASURED = ("download", "check", "quantize", "save")
 
 
 def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResult:
@@ -52,9 +54,14 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     """
     from quantstudio.engine.model_card import write_model_card
 
-    enter = _Phases(reporter, tuple(_PHASES) if recipe.measure.enabled else _UNMEASURED)
-    enter("check")
-    info, plan = _check(recipe, run_folder, reporter)
+    downloading = must_download(recipe.model)
+    phases = tuple(id for id in _PHASES if recipe.measure.enabled or id in _UNMEASURED)
+    enter = _Phases(reporter, phases if downloading else phases[1:])
+    enter("download" if downloading else "check")
+    source = acquire(recipe, run_folder, reporter)
+    if downloading:
+        enter("check")
+    info, plan = _check(recipe, source, run_folder, reporter)
     environment = _record_setting(recipe, info, run_folder)
     model = run_folder / run_store.MODEL
     with _partial(model) as partial:
@@ -114,9 +121,8 @@ class _Phases:
         self._reporter.phase(id, self._titles[id], self._ids.index(id), len(self._ids))
 
 
-def _check(recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[ModelInfo, QuantizationPlan]:
+def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -> tuple[ModelInfo, QuantizationPlan]:
     """Everything that can be known to fail, before anything is written."""
-    source = resolve_model(recipe.model)
     info = read_model_info(source)
     estimate = check_machine(info, recipe, run_folder)
     estimate.plan.require()

@@ -82,7 +82,7 @@ def test_a_folder_of_that_name_serves_when_the_cache_has_none(cache, make_model,
 
 
 def test_what_is_nowhere_is_said_with_what_to_do(cache):
-    with pytest.raises(ModelNotFound, match="hf download nobody/nothing"):
+    with pytest.raises(ModelNotFound, match="quantstudio download nobody/nothing"):
         resolve_model(ModelSection(id="nobody/nothing"))
     with pytest.raises(ModelNotFound, match="There is no folder"):
         resolve_model(ModelSection(id="/no/such/folder"))

@@ -29,7 +29,7 @@ from quantstudio.core.schemes import SCHEMES, fitting_group_sizes
 from quantstudio.engine.hub.answers import read_base_model, read_commit, read_summary
 from quantstudio.engine.hub.api import HubApi
 from quantstudio.engine.hub.cache import blob_path
-from quantstudio.engine.hub.needed import choose, is_pickle_only
+from quantstudio.engine.hub.needed import choose, is_pickle_only, pickles_only
 from quantstudio.engine.hub.skeleton import MAX_TEXT, read_shards, whole, write_skeleton
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*\n", re.DOTALL)
@@ -68,6 +68,18 @@ def look_at(job: DetailsJob, api: HubApi) -> ModelDetails:
         found = {"problem": str(error)}
     found["quantizations"] = _quantizations(job.model, api)
     return details.model_copy(update=found)
+
+
+def preview(model: str, revision: str, api: HubApi) -> ModelInfo:
+    """What `read_model_info` will say of a model once it is downloaded. Raises as that, and as `HubApi`."""
+    commit = read_commit(api.describe(model, revision))
+    files = api.files(model, commit)
+    needed = choose(files, read_shards(api, model, commit, files)) if not is_pickle_only(files) else []
+    if not needed:
+        raise pickles_only(model)
+    with tempfile.TemporaryDirectory(prefix="quantstudio-") as name:
+        write_skeleton(api, model, commit, needed, Path(name))
+        return read_model_info(Path(name))
 
 
 def _from_contents(model: str, details: ModelDetails, api: HubApi) -> dict[str, Any]:

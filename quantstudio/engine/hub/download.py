@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantstudio.core.cache import local_snapshot
-from quantstudio.core.errors import DiskProblem, HubRefused, Offline, PicklesOnly
+from quantstudio.core.errors import DiskProblem, HubRefused, Offline
 from quantstudio.core.hub import DownloadResult, HubFile, TransferStage
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.jobs import DownloadJob
@@ -22,7 +22,7 @@ from quantstudio.engine.hub.cache import blob_path, partial_path, publish_snapsh
 from quantstudio.engine.hub.connection import Connection
 from quantstudio.engine.hub.fetch import fetch
 from quantstudio.engine.hub.meter import Meter
-from quantstudio.engine.hub.needed import choose, is_pickle_only
+from quantstudio.engine.hub.needed import choose, is_pickle_only, pickles_only
 from quantstudio.engine.hub.skeleton import read_shards
 from quantstudio.engine.reporter import Reporter
 
@@ -65,13 +65,7 @@ def plan(job: DownloadJob, api: HubApi) -> Shopping:
     files = api.files(job.model, commit)
     pickles = is_pickle_only(files)
     if pickles and not job.allow_pickles:
-        raise PicklesOnly(
-            f"The weights of {job.model} exist only as pickle files.",
-            why="Pickles can run programs when they are read.",
-            hint="Look for a version with .safetensors files, or allow pickles: they are then read in a mode that "
-            "refuses programs, and converted (quantstudio download --allow-pickles).",
-            field="model.id",
-        )
+        raise pickles_only(job.model)
     return Shopping(
         commit, choose(files, read_shards(api, job.model, commit, files, pickles=pickles), pickles=pickles), pickles
     )

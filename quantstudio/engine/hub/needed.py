@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from quantstudio.core.errors import HubAnswerUnusable, ModelUnsupported
+from quantstudio.core.errors import HubAnswerUnusable, ModelUnsupported, PicklesOnly
 from quantstudio.core.hub import HubFile
 from quantstudio.core.model_files import CONFIG, INDEX, PICKLES, SINGLE_FILE
 
@@ -58,6 +58,17 @@ def choose(files: Collection[HubFile], shards: Collection[str], *, pickles: bool
         )
     names = weights | {file.path for file in files if is_companion(file)}
     return sorted((by_name[name] for name in names), key=lambda file: (file.path == CONFIG, file.size, file.path))
+
+
+def pickles_only(model: str) -> PicklesOnly:
+    """The error for weights that nobody has agreed to convert."""
+    return PicklesOnly(
+        f"The weights of {model} exist only as pickle files.",
+        why="Pickles can run programs when they are read.",
+        hint="Look for a version with .safetensors files, or allow pickles: they are then read in a mode that "
+        f"refuses programs, and converted (quantstudio download {model} --allow-pickles).",
+        field="model.id",
+    )
 
 
 def _no_model(files: Collection[HubFile]) -> ModelUnsupported:

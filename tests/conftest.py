@@ -49,6 +49,14 @@ def quality(perplexity, change, kl, top1):
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory):
+    """What jobs note down (which models were used, which files verified) does not go to the person's own place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTSTUDIO_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def make_result():
     """Build a `RunResult`: `make_result("int4")`, `make_result("int8", name=…, model_name=…)`; any field by name."""

@@ -8,11 +8,10 @@ model that was meant.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from quantstudio.core.cache import CachedRepo, cached_repos, local_snapshot, repo_path, unverified
 from quantstudio.core.errors import ModelNotFound, QuantStudioError
@@ -23,6 +22,7 @@ from quantstudio.core.recipe import STARTER, ModelSection
 from quantstudio.core.run_state import Status
 from quantstudio.core.run_store import MODEL, RunHeader, list_runs
 from quantstudio.core.settings import Settings
+from quantstudio.core.usage import last_used
 
 MAX_MODELS_IN_FOLDER = 500
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
@@ -54,7 +54,7 @@ class FoundModel:
     partial_bytes: int = 0
     """Of that, what unfinished downloads hold; another download continues there."""
     last_used: float = 0.0
-    """When its files were last read, in seconds since the epoch; 0 when the system does not say."""
+    """When a job here last loaded it, in seconds since the epoch; 0 for never."""
     origin: str = ""
     """Where it came from: `owner/name at commit`, a folder, or a run; in a person's words."""
     verified: bool = False
@@ -116,19 +116,28 @@ def _of_cache(repo: CachedRepo) -> FoundModel | None:
         if not repo.partial_bytes:
             return None
         error = "Its download is not finished. Download it again: what is here is kept."
-        return FoundModel(ModelKind.CACHE, repo.id, repo.id, repo.path, error=error, **_weight(repo))
+        return FoundModel(
+            ModelKind.CACHE,
+            repo.id,
+            repo.id,
+            repo.path,
+            error=error,
+            nbytes=repo.nbytes,
+            partial_bytes=repo.partial_bytes,
+        )
     name = model_name(folder)
     origin = f"{name} at {folder.name[:12]}"
     verified = not unverified(folder)
-    return FoundModel(ModelKind.CACHE, name, name, folder, origin=origin, verified=verified, **_weight(repo))
-
-
-def _weight(repo: CachedRepo) -> dict[str, Any]:
-    return {
-        "nbytes": repo.nbytes,
-        "partial_bytes": repo.partial_bytes,
-        "last_used": _last_read((repo.path / "blobs").glob("*")),
-    }
+    return FoundModel(
+        ModelKind.CACHE,
+        name,
+        name,
+        folder,
+        origin=origin,
+        verified=verified,
+        nbytes=repo.nbytes,
+        partial_bytes=repo.partial_bytes,
+    )
 
 
 def _candidates(settings: Settings, runs: list[RunHeader]) -> Iterator[FoundModel]:
@@ -151,15 +160,12 @@ def _look_at(entry: FoundModel, runs: list[RunHeader]) -> FoundModel:
     except QuantStudioError as problem:
         info, error = None, str(problem)
     name = model_name(entry.path)
-    found = replace(entry, info=info, error=error, made=tuple(run.id for run in runs if run.model == name))
+    made = tuple(run.id for run in runs if run.model == name)
+    found = replace(entry, info=info, error=error, made=made, last_used=last_used(entry.path))
     if entry.nbytes:
         return found
     files = [path for path in entry.path.glob("*") if path.is_file()] if entry.path.is_dir() else []
-    return replace(found, nbytes=sum(path.stat().st_size for path in files), last_used=_last_read(files))
-
-
-def _last_read(files: Iterable[Path]) -> float:
-    return max((path.stat().st_atime for path in files if path.is_file()), default=0.0)
+    return replace(found, nbytes=sum(path.stat().st_size for path in files))
 
 
 def _models_in(folder: Path) -> list[Path]:

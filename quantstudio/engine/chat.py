@@ -20,6 +20,7 @@ from quantstudio.core.jobs import ChatJob, ChatRequest, Turn
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.recipe import ModelSection
+from quantstudio.core.usage import mark_used
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import Generator, Stats
 from quantstudio.engine.load import LoadedModel, load_model
@@ -35,6 +36,7 @@ def run_chat(job: ChatJob, requests: queue.Queue[Turn | None], reporter: Reporte
     """
     reporter.phase("load", "Loading the model", 0, 2)
     folder = resolve_model(ModelSection(id=job.model))
+    mark_used(folder)
     read_model_info(folder)  # says better than any loader what is missing
     if job.machine.threads:
         torch.set_num_threads(job.machine.threads)

@@ -22,6 +22,7 @@ from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.result import Environment, Measurement, Quantization, RunResult
+from quantstudio.core.usage import mark_used
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
 from quantstudio.engine.acquire import acquire, must_download
@@ -92,6 +93,7 @@ def measure_only(job: MeasureJob, reporter: Reporter) -> Measurement:
     enter = _Phases(reporter, ("check", "measure", "quality"), {"measure": "Measuring", "quality": "Measuring quality"})
     enter("check")
     folder = resolve_model(ModelSection(id=job.model))
+    mark_used(folder)
     info = read_model_info(folder)
     read_text(job.measure.text, job.measure.quality_tokens)
     label = info.quantized or ORIGINAL_LABEL
@@ -147,6 +149,7 @@ def _quantize(
 
 def _record_setting(recipe: Recipe, info: ModelInfo, run_folder: Path) -> Environment:
     """Write down what the run works with: the machine, and everything that the recipe leaves open."""
+    mark_used(info.path)
     environment = read_environment(run_folder)
     write_atomically(run_folder / run_store.ENVIRONMENT, environment.model_dump_json(indent=1) + "\n")
     write_atomically(run_folder / run_store.RESOLVED, resolved_recipe(recipe, info, environment))

@@ -19,6 +19,7 @@ from quantstudio.core.jobs import DownloadJob, MeasureSection, RemoveJob, Verify
 from quantstudio.core.library import list_cache, list_models
 from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.settings import Settings
+from quantstudio.core.usage import mark_used
 from quantstudio.engine.acquire import acquire, carry_out, must_download
 from quantstudio.engine.hub.connection import token_file
 from quantstudio.engine.hub.download import download
@@ -91,6 +92,7 @@ def test_the_library_says_what_is_whole_partial_and_made(hub, make_llama, connec
     assert "not finished" in partial.error
     result = download(JOB, connect(), listener)
     assert 100_000 <= result.reused_bytes < 101_000, "what the first try fetched was fetched again"
+    mark_used(Path(result.folder))
     made = make_run(tmp_path / "runs", model_name="ada/small")
     found = {model.id: model for model in list_models(Settings(), tmp_path / "runs")}
     model = found["ada/small"]

@@ -101,3 +101,9 @@ class ModelMaker:
 @pytest.fixture
 def make_model(tmp_path):
     return ModelMaker(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def model_maker():
+    """The class of `make_model`, for fixtures that outlive a test."""
+    return ModelMaker

@@ -147,7 +147,7 @@ def login(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from quantstudio.engine.hub.api import HubApi
-    from quantstudio.engine.hub.connection import read_connection, save_token
+    from quantstudio.engine.hub.connection import IN_A_HURRY, read_connection, save_token
     from quantstudio.engine.reporter import silent
 
     if sys.stdin.isatty():
@@ -158,7 +158,7 @@ def login(options: argparse.Namespace) -> int:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         print("That is no token; nothing was changed.", file=sys.stderr)
         return FAILED
-    name = HubApi(replace(read_connection(), token=token), silent()).who()
+    name = HubApi(replace(read_connection(IN_A_HURRY), token=token), silent()).who()
     save_token(token)
     print(f"Signed in as {name}.")
     return OK

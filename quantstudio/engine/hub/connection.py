@@ -32,6 +32,10 @@ class Patience:
     """The longest Retry-After that is waited for; the Hub's limits renew every five minutes."""
 
 
+IN_A_HURRY = Patience(give_up=10.0)
+"""For questions that a person waits for: better an early "cannot be reached" than one after two minutes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """The Hub as this process sees it. The token is kept out of `repr`, so that it appears in no log or traceback."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from quantstudio.core.hub import ModelDetails, RemoveResult, SearchPage, VerifyResult
 from quantstudio.core.jobs import DetailsJob, RemoveJob, SearchJob, VerifyJob
 from quantstudio.engine.hub.api import HubApi
-from quantstudio.engine.hub.connection import read_connection
+from quantstudio.engine.hub.connection import IN_A_HURRY, read_connection
 from quantstudio.engine.hub.details import look_at
 from quantstudio.engine.hub.remove import remove
 from quantstudio.engine.hub.verify import verify
@@ -19,7 +19,7 @@ HubResult = SearchPage | ModelDetails | VerifyResult | RemoveResult
 
 def perform(job: SearchJob | DetailsJob | VerifyJob | RemoveJob, reporter: Reporter) -> HubResult:
     """The job's result. Raises the named errors of `core.errors`, Cancelled, and OSError when the disk fails."""
-    connection = read_connection()
+    connection = read_connection(IN_A_HURRY)
     match job:
         case SearchJob():
             reporter.phase("search", "Searching the Hub", 0, 1)

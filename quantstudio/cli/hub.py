@@ -16,6 +16,7 @@ from quantstudio.core import protocol
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.hub import (
     MODEL_ID,
+    Account,
     DownloadResult,
     ModelDetails,
     RemoveResult,
@@ -25,7 +26,16 @@ from quantstudio.core.hub import (
     VerifyResult,
 )
 from quantstudio.core.humanize import human_bytes
-from quantstudio.core.jobs import DetailsJob, DownloadJob, HubJob, RemoveJob, SearchJob, VerifyJob, parse_job
+from quantstudio.core.jobs import (
+    AccountJob,
+    DetailsJob,
+    DownloadJob,
+    HubJob,
+    RemoveJob,
+    SearchJob,
+    VerifyJob,
+    parse_job,
+)
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 MAX_PAGES = 20
@@ -144,23 +154,15 @@ def remove(options: argparse.Namespace) -> int:
 def login(options: argparse.Namespace) -> int:
     """Check a token and keep it in the Hub's own store. It is read from a prompt or a pipe, never from the command
     line, which every user of the machine can see."""
-    from dataclasses import replace
-
-    from quantstudio.engine.hub.api import HubApi
-    from quantstudio.engine.hub.connection import IN_A_HURRY, read_connection, save_token
-    from quantstudio.engine.reporter import silent
-
     if sys.stdin.isatty():
         print("Make a token with read access at https://huggingface.co/settings/tokens and paste it here.")
-        token = getpass.getpass("Token (not shown): ").strip()
+        token = getpass.getpass("Token (not shown): ")
     else:
-        token = sys.stdin.readline(4096).strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        print("That is no token; nothing was changed.", file=sys.stderr)
+        token = sys.stdin.readline(4096)
+    data = _carry_out(AccountJob(action="sign_in", token=token))
+    if data is None:
         return FAILED
-    name = HubApi(replace(read_connection(IN_A_HURRY), token=token), silent()).who()
-    save_token(token)
-    print(f"Signed in as {name}.")
+    print(f"Signed in as {Account.model_validate(data).name}.")
     return OK
 
 
@@ -182,7 +184,7 @@ def _job(**fields: Any) -> HubJob:
     if fields["kind"] != "verify" and not re.fullmatch(MODEL_ID, fields["model"]):
         raise RecipeError(f"{fields['model']!r} is no name of a model on the Hub.", hint="Write owner/name.")
     job = parse_job(fields)
-    if not isinstance(job, (SearchJob, DetailsJob, DownloadJob, VerifyJob, RemoveJob)):
+    if not isinstance(job, (SearchJob, DetailsJob, DownloadJob, VerifyJob, RemoveJob, AccountJob)):
         raise TypeError("only jobs on the Hub are made here")
     return job
 

@@ -280,6 +280,14 @@ class RemoveResult(_Plain):
     freed_bytes: int
 
 
+class Account(_Plain):
+    """Who is signed in to the Hub on this machine; an empty name for nobody."""
+
+    name: str = ""
+    from_environment: bool = False
+    """The token comes from the variable HF_TOKEN, which signing out does not change."""
+
+
 _INFO: TypeAdapter[ModelInfo] = TypeAdapter(ModelInfo)
 MAX_INFO_BYTES = 256 << 20
 

@@ -92,7 +92,19 @@ class RemoveJob(_Plain):
     """Branch, tag or commit; empty: all of them, and what was left of broken downloads."""
 
 
-HubJob = SearchJob | DetailsJob | DownloadJob | VerifyJob | RemoveJob
+class AccountJob(_Plain):
+    """Sign in to the Hub, sign out, or look who is signed in. Result: `hub.Account`.
+
+    The token travels to the worker in this job, through a pipe, and from there to the Hub and its own store only.
+    """
+
+    kind: Literal["account"] = "account"
+    action: Literal["sign_in", "sign_out", "look"] = "look"
+    token: str = Field(default="", max_length=4096, repr=False)
+    """For `sign_in`."""
+
+
+HubJob = SearchJob | DetailsJob | DownloadJob | VerifyJob | RemoveJob | AccountJob
 AnyJob = RunJob | MeasureJob | ChatJob | HubJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[AnyJob] = TypeAdapter(Job)
@@ -169,4 +181,8 @@ def parse_job(data: object) -> AnyJob:
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        raise RecipeError("The worker was asked for a job that it does not know.", why=str(error)) from error
+        # Not the error's own text, which repeats what was sent: that may be a token.
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_input=False))
+        raise RecipeError(
+            "The worker was asked for a job that it does not know.", why=f"{'; '.join(faults)}."
+        ) from None

@@ -97,11 +97,12 @@ def list_models(settings: Settings, runs_home: Path | None = None) -> list[Found
 def list_cache() -> list[FoundModel]:
     """The models in the Hugging Face cache at the commit that `main` points to, else at their newest snapshot.
 
-    What an unfinished download has left is listed with its error.
+    What an unfinished download has left is listed with its error; a model that was converted, once.
     """
-    return [
-        model for cache in (hub_cache(), converted_cache()) for model in map(_of_cache, cached_repos(cache)) if model
-    ]
+    converted = cached_repos(converted_cache())
+    names = {repo.id for repo in converted}
+    repos = [*(repo for repo in cached_repos(hub_cache()) if repo.id not in names), *converted]
+    return [model for model in map(_of_cache, repos) if model]
 
 
 def is_hub_id(id: str) -> bool:

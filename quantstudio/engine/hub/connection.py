@@ -86,8 +86,12 @@ def read_token() -> str:
         except OSError:
             return ""
     token = text.strip()
-    # Anything else would break out of the header line that it is sent in.
-    return token if token.isascii() and token.isprintable() and " " not in token else ""
+    return token if is_token(token) else ""
+
+
+def is_token(text: str) -> bool:
+    """Whether this can be a token; anything else would break out of the header line that it is sent in."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def save_token(token: str) -> None:

@@ -9,6 +9,7 @@ from quantstudio.core.disk import remove_tree
 from quantstudio.core.errors import ModelNotFound
 from quantstudio.core.hub import RemoveResult
 from quantstudio.core.jobs import RemoveJob
+from quantstudio.core.paths import converted_cache
 from quantstudio.core.verified import forget
 from quantstudio.engine.hub.connection import Connection
 from quantstudio.engine.reporter import Reporter
@@ -29,6 +30,10 @@ def remove(job: RemoveJob, connection: Connection, reporter: Reporter) -> Remove
         _forget_all(repo)
         remove_tree(repo)
         remove_tree(connection.cache / ".locks" / repo.name)
+        # What was converted from it goes with it: it is listed as one model.
+        converted = repo_path(converted_cache(), job.model)
+        before += _occupied(converted)
+        remove_tree(converted)
     else:
         _remove_revision(repo, gone[0])
     return RemoveResult(

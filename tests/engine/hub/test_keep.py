@@ -1,5 +1,6 @@
 """Models that are here: verified, repaired, removed, listed; and the token that must be seen nowhere."""
 
+import errno
 import io
 import logging
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,15 @@ import pytest
 from quantstudio.cli.main import run_command
 from quantstudio.core import protocol
 from quantstudio.core.cache import cached_repos, local_snapshot
-from quantstudio.core.errors import ModelDamaged, ModelNotFound, ModelUnsafe
-from quantstudio.core.jobs import DownloadJob, MeasureSection, RemoveJob, VerifyJob
+from quantstudio.core.errors import AccessNeeded, ModelDamaged, ModelNotFound, ModelUnsafe, RecipeError
+from quantstudio.core.jobs import AccountJob, DownloadJob, RemoveJob, VerifyJob, parse_job
 from quantstudio.core.library import list_cache, list_models
-from quantstudio.core.recipe import ModelSection, Recipe
+from quantstudio.core.recipe import MeasureSection, ModelSection, Recipe
 from quantstudio.core.settings import Settings
 from quantstudio.core.usage import mark_used
 from quantstudio.engine.acquire import acquire, carry_out, must_download
+from quantstudio.engine.conduct import conduct
+from quantstudio.engine.hub.account import manage
 from quantstudio.engine.hub.connection import token_file
 from quantstudio.engine.hub.download import download
 from quantstudio.engine.hub.remove import remove
@@ -151,6 +155,10 @@ def test_pickles_are_converted_without_running_them(hub, make_llama, connect, li
         torch.equal(converted[name].view(torch.int16), tensor.view(torch.int16)) for name, tensor in tensors.items()
     )
     assert acquire(quick(), tmp_path, listener) == Path(result.folder)
+    (model,) = list_cache()
+    assert model.path == Path(result.folder)
+    assert remove(RemoveJob(model="ada/small"), connect(), listener).freed_bytes > 2 * result.nbytes * 0.9
+    assert not list_cache()
 
 
 class Evil:
@@ -229,6 +237,47 @@ def test_a_token_that_the_hub_does_not_know_is_not_kept(hub, monkeypatch, capsys
     error = capsys.readouterr().err
     assert "does not accept this token" in error
     assert "hf_nonsense" not in error
+
+
+def test_signing_in_looking_and_out(hub, connect, listener, monkeypatch):
+    def ask(**fields):
+        return manage(AccountJob(**fields), connect(), listener)
+
+    assert ask().name == ""
+    assert ask(action="sign_in", token="hf_goodgoodgoodgood\n").name == "ada"
+    assert ask().name == "ada"
+    with pytest.raises(AccessNeeded):
+        ask(action="sign_in", token="hf_bad")
+    assert token_file().read_text() == "hf_goodgoodgoodgood"
+    assert ask(action="sign_out").name == ""
+    assert not token_file().exists()
+    monkeypatch.setenv("HF_TOKEN", "hf_goodgoodgoodgood")
+    assert ask().from_environment
+
+
+def test_a_token_in_a_job_is_not_repeated_by_errors_or_repr():
+    assert "secret" not in repr(AccountJob(action="sign_in", token="secret"))
+    with pytest.raises(RecipeError) as caught:
+        parse_job({"kind": "account", "action": "sing_in", "token": ["secret"]})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_disk_that_fills_up_is_said_at_once_and_keeps_what_came(hub, make_llama, connect, listener, monkeypatch):
+    class Full(FileIO):
+        def write(self, data):
+            if self.tell() >= 100_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[:50_000])
+
+    make_llama(hidden=128)
+    monkeypatch.setattr("quantstudio.engine.hub.fetch.FileIO", Full)
+    message = conduct(JOB, lambda message: None, threading.Event())
+    assert (message.kind, message.what) == ("disk", "The disk is full.")
+    assert "blobs" in message.why
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(hub.root.parent / "hf"))
+    assert download(JOB, connect(), listener).reused_bytes >= 100_000
 
 
 def test_the_commands_from_search_to_remove(hub, make_llama, capsys):

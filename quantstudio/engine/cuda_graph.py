@@ -15,6 +15,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from quantstudio.engine.kv_cache import cache_argument
+
 _WARM_UPS = 2
 _TOLERANCE = 0.02
 """Largest relative difference between a replayed and an eager step; in bf16 they differ by rounding at most."""
@@ -58,7 +60,7 @@ class GraphDecoder:
         return self._logits
 
     def _eager(self, ids: torch.Tensor) -> torch.Tensor:
-        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        output = self._model(input_ids=ids, logits_to_keep=1, **cache_argument(self._model, self._cache))
         logits: torch.Tensor = output.logits[0, -1]
         return logits
 

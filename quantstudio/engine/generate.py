@@ -18,7 +18,7 @@ from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import Sampling
 from quantstudio.engine.cuda_graph import GraphDecoder, fits_graph
 from quantstudio.engine.detokenize import Detokenizer
-from quantstudio.engine.kv_cache import make_cache
+from quantstudio.engine.kv_cache import cache_argument, make_cache
 from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.sampling import Sampler
 
@@ -139,9 +139,8 @@ class Generator:
             return logits
         output = self._model(
             input_ids=torch.tensor([ids], device=self._device),
-            past_key_values=self._cache,
-            use_cache=True,
             logits_to_keep=1,
+            **cache_argument(self._model, self._cache),
         )
         self._tokens += ids
         last: torch.Tensor = output.logits[0, -1]

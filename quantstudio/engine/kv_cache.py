@@ -8,14 +8,27 @@ Batches of one sequence only, as everywhere in this program.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 _STEP = 256
 """Buffers grow to a multiple of this many positions, at least doubling."""
+
+
+def cache_argument(model: PreTrainedModel, kv_cache: Cache) -> dict[str, Any]:
+    """The cache under the name that this model's forward has for it; transformers 5.24 renamed it."""
+    return {_cache_keyword(type(model).forward): kv_cache, "use_cache": True}
+
+
+@cache
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 class _Buffer:

@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from quantstudio.core.errors import BadWeights
 from quantstudio.core.recipe import MeasureSection
 from quantstudio.core.result import Interval, Quality
+from quantstudio.engine.kv_cache import cache_argument
 from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.measure.bootstrap import BlockSums, quality_intervals, sum_blocks
 from quantstudio.engine.measure.text import Text, Windows, cut_windows
@@ -143,7 +144,7 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor) -> Iterator[torch.Tensor]
         return
     cache = DynamicCache(config=model.config)
     for start in range(0, length, piece):
-        yield model(input_ids=ids[:, start : start + piece], past_key_values=cache, use_cache=True).logits
+        yield model(input_ids=ids[:, start : start + piece], **cache_argument(model, cache)).logits
 
 
 def _positions(model: PreTrainedModel) -> int:

@@ -87,6 +87,16 @@ class Metric(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(Message):
+    """What the model writes at a step of its training. `text` is the continuation alone, without the prompt."""
+
+    type: ClassVar[str] = "sample"
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Memory(Message):
     """Memory of the job's processes now, in bytes. `cuda` is 0 without a GPU."""
 
@@ -187,6 +197,7 @@ MESSAGES: dict[str, type[Message]] = {
         Progress,
         Transfer,
         Metric,
+        Sample,
         Memory,
         Notice,
         Artifact,

@@ -16,6 +16,7 @@ from quantstudio.core.protocol import Message
 
 MAX_LOG_LINES = 2000
 MAX_POINTS = 4000
+MAX_SAMPLES = 2000
 
 
 class Status(StrEnum):
@@ -62,6 +63,8 @@ class RunState:
     memory: Series = field(default_factory=lambda: Series("bytes"))
     cuda_memory: Series = field(default_factory=lambda: Series("bytes"))
     metrics: dict[str, Series] = field(default_factory=dict)
+    samples: list[protocol.Sample] = field(default_factory=list)
+    """In the order in which they were written; the oldest go when there are more than `MAX_SAMPLES`."""
     notices: list[protocol.Notice] = field(default_factory=list)
     artifacts: list[protocol.Artifact] = field(default_factory=list)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_LOG_LINES))
@@ -139,6 +142,12 @@ def _(message: protocol.Memory, state: RunState) -> None:
 @_take.register
 def _(message: protocol.Metric, state: RunState) -> None:
     state.metrics.setdefault(message.name, Series(message.unit)).add(message.step, message.value)
+
+
+@_take.register
+def _(message: protocol.Sample, state: RunState) -> None:
+    state.samples.append(message)
+    del state.samples[:-MAX_SAMPLES]
 
 
 @_take.register

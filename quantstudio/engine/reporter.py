@@ -47,6 +47,10 @@ class Reporter:
     def metric(self, name: str, value: float, step: int = 0, unit: str = "") -> None:
         self._sink(protocol.Metric(t=time.time(), name=name, value=value, step=step, unit=unit))
 
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """What the model writes after `prompt` at this step of its training; `text` without the prompt."""
+        self._sink(protocol.Sample(t=time.time(), step=step, prompt=prompt, text=text))
+
     def notice(self, text: str, level: str = "info") -> None:
         self._sink(protocol.Notice(t=time.time(), level=level, text=text))
 

@@ -3,7 +3,7 @@
 A window that reads slowly fills the pipe; a job that wrote to the pipe itself would then stand still. So the job only
 leaves messages here, and one thread writes them in batches. What waits is bounded by three classes:
 
-    state   phases, notices, artifacts, answers, text, the end: never dropped, always in order
+    state   phases, samples, notices, artifacts, answers, text, the end: never dropped, always in order
     gauge   progress, transfer, memory, heartbeat: only the latest of each waits
     stream  metrics and log lines: at most `MAX_STREAM` wait; the oldest are dropped, and their number is told
 

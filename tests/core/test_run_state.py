@@ -9,6 +9,7 @@ STORY = [
     protocol.Progress(t=12.0, done=1, total=2, unit="layers"),
     protocol.Memory(t=12.5, rss=100),
     protocol.Metric(t=12.6, name="loss", value=3.0, step=1),
+    protocol.Sample(t=12.65, step=1, prompt="Once", text=" upon"),
     protocol.Notice(t=12.7, level="warning", text="careful"),
     protocol.Phase(t=13.0, id="b", title="B", index=1, total=2),
     protocol.Tokens(t=13.1, text="Once "),
@@ -27,6 +28,7 @@ def test_the_story_adds_up():
     assert state.fraction == 0.5
     assert (state.memory.x, state.memory.y) == ([2.5], [100])
     assert state.metrics["loss"].y == [3.0]
+    assert [(sample.step, sample.text) for sample in state.samples] == [(1, " upon")]
     assert state.text == "Once upon"
     assert list(state.log) == ["warning: careful", "line"]
     assert state.messages == len(STORY)

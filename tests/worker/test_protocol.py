@@ -37,6 +37,7 @@ EXAMPLES = [
         eta_s=120.5,
     ),
     protocol.Metric(t=1700000003.0, name="perplexity", value=19.875, step=4),
+    protocol.Sample(t=1700000003.5, step=40, prompt="Once upon a time", text=" — there was\n"),
     protocol.Memory(t=1700000004.0, rss=512_000_000, available=8_000_000_000),
     protocol.Notice(t=1700000005.0, level="warning", text="2 layers stay in bf16: Conv1D – “c_attn”."),
     protocol.Artifact(t=1700000006.0, kind="model", path="/home/ada/runs/starter-int4/model"),

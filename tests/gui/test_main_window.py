@@ -263,7 +263,7 @@ def test_the_demo_ends_with_the_path_of_its_chart(make_run, tmp_path, capsys):
 
 
 START = """
-import sys, time
+import sys
 from PySide6.QtCore import QEvent, QObject, QTimer
 from PySide6.QtWidgets import QApplication
 from quantstudio.gui import app as entry
@@ -275,7 +275,7 @@ class FirstPaint(QObject):
         if event.type() == QEvent.Type.Paint and not self.seen:
             self.seen = True
             heavy = [name for name in ("torch", "transformers", "matplotlib", "numpy") if name in sys.modules]
-            print(time.process_time(), *heavy, flush=True)
+            print("painted", *heavy, flush=True)
             QTimer.singleShot(0, watched.window().close)
         return False
 
@@ -289,21 +289,14 @@ sys.exit(entry.run_app([]))
 """
 
 
-def test_the_window_is_painted_quickly_and_without_heavy_libraries(home):
-    """Processor time from the start of Python to the first paint. The first start may compile Python files, and a busy
-    neighbour on the same core makes processor time longer, so the best of three counts."""
-    assert min(_seconds_to_first_paint() for _ in range(3)) < 0.6
-
-
-def _seconds_to_first_paint():
+def test_the_window_is_painted_without_heavy_libraries(home):
+    """How long it takes is told by tests/benchmarks/window_start.py."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "QT_QPA_PLATFORM": "offscreen"}
     done = subprocess.run(
         [sys.executable, "-c", START], capture_output=True, text=True, env=environment, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    seconds, *heavy = done.stdout.split()
-    assert heavy == []
-    return float(seconds)
+    assert done.stdout.split() == ["painted"]
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import zlib
 from enum import StrEnum
+from functools import cache
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
@@ -26,7 +27,7 @@ Revision = Annotated[str, StringConstraints(pattern=f"^({REVISION})?$")]
 
 
 class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Sort(StrEnum):
@@ -288,13 +289,12 @@ class Account(_Plain):
     """The token comes from the variable HF_TOKEN, which signing out does not change."""
 
 
-_INFO: TypeAdapter[ModelInfo] = TypeAdapter(ModelInfo)
 MAX_INFO_BYTES = 256 << 20
 
 
 def pack_info(info: ModelInfo) -> str:
     """A `ModelInfo` as text that fits a message: a model of 90,000 tensors has 15 MB of JSON, and 1 MB packed."""
-    return base64.b85encode(zlib.compress(_INFO.dump_json(info), 6)).decode("ascii")
+    return base64.b85encode(zlib.compress(_adapter().dump_json(info), 6)).decode("ascii")
 
 
 def unpack_info(text: str) -> ModelInfo:
@@ -304,4 +304,9 @@ def unpack_info(text: str) -> ModelInfo:
         data = unpacker.decompress(base64.b85decode(text), MAX_INFO_BYTES)
     except zlib.error as error:
         raise ValueError("this is no packed model description") from error
-    return _INFO.validate_json(data)
+    return _adapter().validate_json(data)
+
+
+@cache
+def _adapter() -> TypeAdapter[ModelInfo]:
+    return TypeAdapter(ModelInfo)

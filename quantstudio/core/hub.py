@@ -12,10 +12,11 @@ from enum import StrEnum
 from functools import cache
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import Field, StringConstraints, TypeAdapter
 
 from quantstudio.core import protocol
 from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.section import Plain
 
 MODEL_ID = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"
 """`owner/name`, as the Hub allows it."""
@@ -24,10 +25,6 @@ REVISION = r"[A-Za-z0-9_][\w./-]{0,199}"
 
 ModelId = Annotated[str, StringConstraints(pattern=f"^{MODEL_ID}$")]
 Revision = Annotated[str, StringConstraints(pattern=f"^({REVISION})?$")]
-
-
-class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Sort(StrEnum):
@@ -40,7 +37,7 @@ class Sort(StrEnum):
     CREATED = "created"
 
 
-class SearchQuery(_Plain):
+class SearchQuery(Plain):
     """What to look for among the Hub's text models with safetensors weights. Empty fields do not filter."""
 
     text: str = Field(default="", max_length=200)
@@ -59,7 +56,7 @@ class SearchQuery(_Plain):
     """Where the page starts: `SearchPage.next_cursor` of the page before."""
 
 
-class ModelSummary(_Plain):
+class ModelSummary(Plain):
     """One row of a list of models."""
 
     id: str
@@ -83,7 +80,7 @@ class ModelSummary(_Plain):
     """Date and time of the last change, ISO 8601, UTC; empty when unknown."""
 
 
-class SearchPage(_Plain):
+class SearchPage(Plain):
     """One page of search results. `next_cursor` is empty on the last one."""
 
     models: tuple[ModelSummary, ...] = ()
@@ -92,7 +89,7 @@ class SearchPage(_Plain):
     """Results that were left out because their names are none that the Hub allows."""
 
 
-class HubFile(_Plain):
+class HubFile(Plain):
     """A file of a repository at one commit."""
 
     path: str
@@ -124,7 +121,7 @@ class Access(StrEnum):
     """Gated, somebody is signed in, and the licence was not accepted or the request is not answered."""
 
 
-class PartSize(_Plain):
+class PartSize(Plain):
     """One part of a model: embedding, layers, head, other."""
 
     part: str
@@ -132,7 +129,7 @@ class PartSize(_Plain):
     nbytes: int
 
 
-class LayerKind(_Plain):
+class LayerKind(Plain):
     """Weight matrices of the same kind and width, and the group sizes that fit all of them."""
 
     name: str
@@ -145,7 +142,7 @@ class LayerKind(_Plain):
     why_not: str = ""
 
 
-class SchemeSize(_Plain):
+class SchemeSize(Plain):
     """What the model weighs on disk after one scheme, with the usual choices for head and embedding."""
 
     kind: str
@@ -156,7 +153,7 @@ class SchemeSize(_Plain):
     """Why it cannot be done as it is, such as a group size that does not divide some layers."""
 
 
-class ModelDetails(_Plain):
+class ModelDetails(Plain):
     """All that can be known of a model before its weights are downloaded."""
 
     summary: ModelSummary
@@ -207,7 +204,7 @@ class TransferStage(StrEnum):
     DONE = "done"
 
 
-class DownloadState(_Plain):
+class DownloadState(Plain):
     """Where a download stands; made from the `transfer` messages of its worker."""
 
     stage: TransferStage = TransferStage.LOOKING
@@ -234,7 +231,7 @@ class DownloadState(_Plain):
         )
 
 
-class DownloadResult(_Plain):
+class DownloadResult(Plain):
     """A model that is on this machine, whole and verified."""
 
     model: str
@@ -250,14 +247,14 @@ class DownloadResult(_Plain):
     """Whether pickles were converted to safetensors."""
 
 
-class FileProblem(_Plain):
+class FileProblem(Plain):
     """A file of a model that is not what it should be."""
 
     file: str
     problem: str
 
 
-class VerifyResult(_Plain):
+class VerifyResult(Plain):
     """What a look at every byte of a model has found."""
 
     model: str
@@ -273,7 +270,7 @@ class VerifyResult(_Plain):
         return not self.problems
 
 
-class RemoveResult(_Plain):
+class RemoveResult(Plain):
     """What a removal has freed. Files that other revisions share stay."""
 
     model: str
@@ -281,7 +278,7 @@ class RemoveResult(_Plain):
     freed_bytes: int
 
 
-class Account(_Plain):
+class Account(Plain):
     """Who is signed in to the Hub on this machine; an empty name for nobody."""
 
     name: str = ""

@@ -7,19 +7,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.hub import ModelId, Revision, SearchQuery
 from quantstudio.core.recipe import MachineSection, MeasureSection, Recipe
+from quantstudio.core.section import Plain
 
 
-class _Plain(BaseModel):
-    # Built when first used: building them all took a fifth of the window's start, which uses none.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-
-class RunJob(_Plain):
+class RunJob(Plain):
     """Carry out a recipe in a new run folder (or one that waits in the queue)."""
 
     kind: Literal["run"] = "run"
@@ -28,7 +24,7 @@ class RunJob(_Plain):
     """Absolute path of the run's folder; created when it does not exist."""
 
 
-class MeasureJob(_Plain):
+class MeasureJob(Plain):
     """Measure one model folder by itself."""
 
     kind: Literal["measure"] = "measure"
@@ -37,7 +33,7 @@ class MeasureJob(_Plain):
     machine: MachineSection = MachineSection()
 
 
-class ChatJob(_Plain):
+class ChatJob(Plain):
     """Load a model and answer `generate` commands until cancelled."""
 
     kind: Literal["chat"] = "chat"
@@ -45,14 +41,14 @@ class ChatJob(_Plain):
     machine: MachineSection = MachineSection()
 
 
-class SearchJob(_Plain):
+class SearchJob(Plain):
     """Ask the Hub for one page of models. Result: `hub.SearchPage`."""
 
     kind: Literal["search"] = "search"
     query: SearchQuery = Field(default_factory=SearchQuery)
 
 
-class DetailsJob(_Plain):
+class DetailsJob(Plain):
     """Look at one model of the Hub without downloading its weights. Result: `hub.ModelDetails`."""
 
     kind: Literal["details"] = "details"
@@ -61,7 +57,7 @@ class DetailsJob(_Plain):
     """Branch, tag or commit; empty: `main`."""
 
 
-class DownloadJob(_Plain):
+class DownloadJob(Plain):
     """Bring one model into the Hugging Face cache, whole and verified. Result: `hub.DownloadResult`.
 
     Cancelling is pausing: what was fetched stays, and the same job fetches the rest.
@@ -76,7 +72,7 @@ class DownloadJob(_Plain):
     """Room that must be left on the disk for what is to be made from the model."""
 
 
-class VerifyJob(_Plain):
+class VerifyJob(Plain):
     """Compare every file of a model with its checksum. Result: `hub.VerifyResult`."""
 
     kind: Literal["verify"] = "verify"
@@ -85,7 +81,7 @@ class VerifyJob(_Plain):
     revision: Revision = ""
 
 
-class RemoveJob(_Plain):
+class RemoveJob(Plain):
     """Delete a model of the Hugging Face cache. Result: `hub.RemoveResult`."""
 
     kind: Literal["remove"] = "remove"
@@ -94,7 +90,7 @@ class RemoveJob(_Plain):
     """Branch, tag or commit; empty: all of them, and what was left of broken downloads."""
 
 
-class AccountJob(_Plain):
+class AccountJob(Plain):
     """Sign in to the Hub, sign out, or look who is signed in. Result: `hub.Account`.
 
     The token travels to the worker in this job, through a pipe, and from there to the Hub and its own store only.
@@ -111,7 +107,7 @@ AnyJob = RunJob | MeasureJob | ChatJob | HubJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 
 
-class Sampling(_Plain):
+class Sampling(Plain):
     """How the next token is picked. Temperature 0 is greedy."""
 
     temperature: float = Field(
@@ -154,14 +150,14 @@ class Sampling(_Plain):
     )
 
 
-class ChatMessage(_Plain):
+class ChatMessage(Plain):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class ChatRequest(_Plain):
+class ChatRequest(Plain):
     """Payload of `generate`. With `template` the chat template is applied; without, the last content is continued."""
 
     messages: tuple[ChatMessage, ...]

@@ -63,8 +63,8 @@ class RunState:
     memory: Series = field(default_factory=lambda: Series("bytes"))
     cuda_memory: Series = field(default_factory=lambda: Series("bytes"))
     metrics: dict[str, Series] = field(default_factory=dict)
-    samples: list[protocol.Sample] = field(default_factory=list)
-    """In the order in which they were written; the oldest go when there are more than `MAX_SAMPLES`."""
+    samples: deque[protocol.Sample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    """In the order in which they were written; the oldest go first."""
     notices: list[protocol.Notice] = field(default_factory=list)
     artifacts: list[protocol.Artifact] = field(default_factory=list)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_LOG_LINES))
@@ -147,7 +147,6 @@ def _(message: protocol.Metric, state: RunState) -> None:
 @_take.register
 def _(message: protocol.Sample, state: RunState) -> None:
     state.samples.append(message)
-    del state.samples[:-MAX_SAMPLES]
 
 
 @_take.register

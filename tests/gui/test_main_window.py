@@ -262,39 +262,11 @@ def test_the_demo_ends_with_the_path_of_its_chart(make_run, tmp_path, capsys):
     assert f"Chart: {chart}" in capsys.readouterr().out
 
 
-START = """
-import sys
-from PySide6.QtCore import QEvent, QObject, QTimer
-from PySide6.QtWidgets import QApplication
-from quantstudio.gui import app as entry
-from quantstudio.gui.main_window import MainWindow
-
-class FirstPaint(QObject):
-    seen = False
-    def eventFilter(self, watched, event):
-        if event.type() == QEvent.Type.Paint and not self.seen:
-            self.seen = True
-            heavy = [name for name in ("torch", "transformers", "matplotlib", "numpy") if name in sys.modules]
-            print("painted", *heavy, flush=True)
-            QTimer.singleShot(0, watched.window().close)
-        return False
-
-spy = FirstPaint()
-show = MainWindow.show
-def spied(self):
-    QApplication.instance().installEventFilter(spy)
-    show(self)
-MainWindow.show = spied
-sys.exit(entry.run_app([]))
-"""
-
-
 def test_the_window_is_painted_without_heavy_libraries(home):
     """How long it takes is told by tests/benchmarks/window_start.py."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "QT_QPA_PLATFORM": "offscreen"}
-    done = subprocess.run(
-        [sys.executable, "-c", START], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+    command = [sys.executable, ROOT / "tests" / "firstpaint.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["painted"]
 

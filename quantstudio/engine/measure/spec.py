@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
 from quantstudio.core.recipe import MachineSection, MeasureSection
 from quantstudio.core.result import Interval, Performance, Quality
+from quantstudio.core.section import Plain
 
 QUALITY_PHASE = "quality"
 """Id of the phase that the process announces when it turns from speed to quality."""
 
 
-class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MeasureSpec(_Plain):
+class MeasureSpec(Plain):
     """Measure the model in folder `model`: always speed and memory, then quality when asked.
 
     `original`: a folder to compare with, or empty. `alone`: without an original, how well the model fits the text.
@@ -29,7 +24,7 @@ class MeasureSpec(_Plain):
     machine: MachineSection = MachineSection()
 
 
-class Measured(_Plain):
+class Measured(Plain):
     """What came out; `quality` with an original, `perplexity` and `bits_per_byte` alone."""
 
     performance: Performance

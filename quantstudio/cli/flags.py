@@ -74,9 +74,11 @@ def _usual(spec: FieldSpec) -> str:
 
 def _does_not_apply(spec: FieldSpec, values: dict[str, Any]) -> RecipeError:
     chooser, members = spec.when or ("", ())
+    *first, last = members
+    fitting = f"{', '.join(first)} or {last}" if first else last
     return RecipeError(
         f"--{spec.path} does not apply here.",
-        why=f"It belongs to {chooser} {' or '.join(members)}, and {chooser} is {values[chooser]}.",
+        why=f"It belongs to {chooser} {fitting}, and {chooser} is {values[chooser]}.",
         hint=f"Leave it out, or add: --{chooser} {members[0]}",
         field=spec.path,
     )

@@ -24,6 +24,7 @@ from quantstudio.core.humanize import human_bytes
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import FLOAT_DTYPES, Part, TensorInfo, WeightSlot
 from quantstudio.core.recipe import EmbeddingChoice, HeadChoice, OnMisfit, Recipe
+from quantstudio.core.recipe_precision import PerLayer
 from quantstudio.core.result import Sizes
 from quantstudio.core.schemes import INT8_PER_CHANNEL, SMALLEST_GROUP, ActivationKind, WeightSpec, fitting_group_sizes
 
@@ -205,7 +206,7 @@ def _plan_slot(slot: WeightSlot, recipe: Recipe, misfits: list[Misfit]) -> Layer
         return LayerPlan(slot, None, slot.why_not)
     if any(fnmatchcase(slot.module, pattern) for pattern in recipe.layers.keep):
         return LayerPlan(slot, None, KEPT_BY_PATTERN)
-    spec, reason = _asked(slot.part, recipe)
+    spec, reason = _asked(slot, recipe)
     if spec is None or spec.group_size is None or spec.fits(slot.columns):
         return LayerPlan(slot, spec, reason)
     size = spec.group_size
@@ -223,8 +224,9 @@ def _nearest(columns: int, group_size: int) -> tuple[int, ...]:
     return tuple(fitting_group_sizes(columns, group_size))
 
 
-def _asked(part: Part, recipe: Recipe) -> tuple[WeightSpec | None, str]:
+def _asked(slot: WeightSlot, recipe: Recipe) -> tuple[WeightSpec | None, str]:
     """The grid that the recipe asks for, or the reason why it asks for none."""
+    part = slot.part
     if part is Part.EMBEDDING:
         keep = recipe.layers.embedding is EmbeddingChoice.KEEP
         return (None, KEPT_EMBEDDING) if keep else (INT8_PER_CHANNEL, "")
@@ -232,7 +234,23 @@ def _asked(part: Part, recipe: Recipe) -> tuple[WeightSpec | None, str]:
         return None, KEPT_HEAD
     if part is Part.HEAD and recipe.layers.head is HeadChoice.INT8:
         return INT8_PER_CHANNEL, ""
-    return recipe.scheme.weight_spec(), ""
+    spec = recipe.scheme.weight_spec()
+    if part is Part.LAYER and isinstance(recipe.precision, PerLayer):
+        return with_bits(spec, _listed_bits(slot.module, recipe.precision) or spec.bits), ""
+    return spec, ""
+
+
+def with_bits(spec: WeightSpec, bits: int) -> WeightSpec:
+    """The same grid with other bits. 8-bit weights have one scale per row, for which there are fast kernels."""
+    return replace(spec, bits=bits, group_size=None if bits == 8 else spec.group_size) if bits != spec.bits else spec
+
+
+def _listed_bits(module: str, precision: PerLayer) -> int | None:
+    for line in precision.bits:
+        pattern, _, bits = line.rpartition("=")
+        if fnmatchcase(module, pattern):
+            return int(bits)
+    return None
 
 
 def _is_vocabulary(layer: LayerPlan) -> bool:

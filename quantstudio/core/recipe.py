@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from quantstudio.core.recipe_data import DataSection
+from quantstudio.core.recipe_method import METHOD_LABELS, Method, RoundToNearest
+from quantstudio.core.recipe_precision import PRECISION_LABELS, Precision, Uniform
 from quantstudio.core.schemes import W4A16, W8A16, Scheme
 from quantstudio.core.section import ADVANCED, Section
 
@@ -111,12 +113,6 @@ class LayersSection(Section):
             if not re.fullmatch(r"[\w.*?\[\]-]+", pattern):
                 raise ValueError(f"{pattern!r} is not a layer name or pattern; use letters, digits, dots, * and ?")
         return patterns
-
-
-class RoundToNearest(Section):
-    """Round every weight to the nearest point of its grid. Needs no data and takes seconds."""
-
-    kind: Literal["rtn"] = "rtn"
 
 
 class BuiltinText(Section):
@@ -254,9 +250,6 @@ class MachineSection(Section):
     )
 
 
-Method = Annotated[RoundToNearest, Field()]
-
-
 class Recipe(Section):
     """One run: model, scheme, layers, method, data, measurement, output and machine."""
 
@@ -277,8 +270,18 @@ class Recipe(Section):
                 "w4a8": "int4 weights, int8 activations (W4A8)",
                 "w8a16": "int8 weights (W8A16)",
                 "w8a8": "int8 weights and activations (W8A8)",
+                "w3a16": "int3 weights (W3A16)",
+                "w3a8": "int3 weights, int8 activations (W3A8)",
+                "w2a16": "int2 weights (W2A16)",
+                "w2a8": "int2 weights, int8 activations (W2A8)",
             }
         },
+    )
+    precision: Precision = Field(
+        default=Uniform(),
+        title="Bits per layer",
+        description="Whether every layer gets the scheme's bits, or sensitive layers more and others fewer.",
+        json_schema_extra={"labels": PRECISION_LABELS},
     )
     layers: LayersSection = Field(
         default=LayersSection(), title="Layers", description="Which parts of the model are quantized."
@@ -287,7 +290,7 @@ class Recipe(Section):
         default=RoundToNearest(),
         title="Method",
         description="How the integers are chosen.",
-        json_schema_extra={"labels": {"rtn": "Round to nearest"}},
+        json_schema_extra={"labels": METHOD_LABELS},
     )
     data: DataSection = Field(
         default=DataSection(),

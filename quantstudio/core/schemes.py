@@ -98,7 +98,7 @@ class W8A8(_Scheme):
         return WeightSpec(bits=8, group_size=None, activations=ActivationKind.INT8_TOKEN)
 
 
-class _FourBit(_Scheme):
+class _LowBit(_Scheme):
     group_size: GroupSize = Field(
         default=128,
         title="Group size",
@@ -115,36 +115,68 @@ class _FourBit(_Scheme):
         json_schema_extra={"advanced": True},
     )
 
-    @property
-    def _group(self) -> int | None:
-        return None if self.group_size == PER_CHANNEL else int(self.group_size)
+    def _spec(self, bits: int, activations: ActivationKind = ActivationKind.NONE) -> WeightSpec:
+        group_size = None if self.group_size == PER_CHANNEL else int(self.group_size)
+        return WeightSpec(bits=bits, group_size=group_size, symmetric=self.symmetric, activations=activations)
 
 
-class W4A16(_FourBit):
+class W4A16(_LowBit):
     """4-bit weights, 16-bit activations: about a quarter of the size, fastest at writing text."""
 
     kind: Literal["w4a16"] = "w4a16"
 
     def weight_spec(self) -> WeightSpec:
-        return WeightSpec(bits=4, group_size=self._group, symmetric=self.symmetric)
+        return self._spec(4)
 
 
-class W4A8(_FourBit):
+class W4A8(_LowBit):
     """4-bit weights, activations rounded to 8 bits per token ("8da4w" of mobile runtimes)."""
 
     kind: Literal["w4a8"] = "w4a8"
 
     def weight_spec(self) -> WeightSpec:
-        return WeightSpec(
-            bits=4,
-            group_size=self._group,
-            symmetric=self.symmetric,
-            activations=ActivationKind.INT8_TOKEN,
-        )
+        return self._spec(4, ActivationKind.INT8_TOKEN)
 
 
-Scheme = Annotated[W4A16 | W4A8 | W8A16 | W8A8, Field(discriminator="kind")]
-SCHEMES: tuple[type[W4A16] | type[W4A8] | type[W8A16] | type[W8A8], ...] = (W4A16, W4A8, W8A16, W8A8)
+class W3A16(_LowBit):
+    """3-bit weights, 16-bit activations: smaller than int4 with a clear loss; wants calibration or training."""
+
+    kind: Literal["w3a16"] = "w3a16"
+
+    def weight_spec(self) -> WeightSpec:
+        return self._spec(3)
+
+
+class W3A8(_LowBit):
+    """3-bit weights, activations rounded to 8 bits per token."""
+
+    kind: Literal["w3a8"] = "w3a8"
+
+    def weight_spec(self) -> WeightSpec:
+        return self._spec(3, ActivationKind.INT8_TOKEN)
+
+
+class W2A16(_LowBit):
+    """2-bit weights, 16-bit activations: an eighth of the size; without training the model is hardly usable."""
+
+    kind: Literal["w2a16"] = "w2a16"
+
+    def weight_spec(self) -> WeightSpec:
+        return self._spec(2)
+
+
+class W2A8(_LowBit):
+    """2-bit weights, activations rounded to 8 bits per token; without training the model is hardly usable."""
+
+    kind: Literal["w2a8"] = "w2a8"
+
+    def weight_spec(self) -> WeightSpec:
+        return self._spec(2, ActivationKind.INT8_TOKEN)
+
+
+AnyScheme = W4A16 | W4A8 | W8A16 | W8A8 | W3A16 | W3A8 | W2A16 | W2A8
+Scheme = Annotated[AnyScheme, Field(discriminator="kind")]
+SCHEMES: tuple[type[AnyScheme], ...] = (W4A16, W4A8, W8A16, W8A8, W3A16, W3A8, W2A16, W2A8)
 
 
 def fitting_group_sizes(columns: int, near: int) -> list[int]:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.core.result import KeptLayer, Quantization, Sizes
 from quantstudio.core.safety import require_safe
 from quantstudio.engine.architecture import Architecture, Fusion, inspect_architecture
+from quantstudio.engine.chosen import Chosen
 from quantstudio.engine.formats.compressed_tensors import (
     StoredModule,
     encode_rows,
@@ -44,6 +45,7 @@ from quantstudio.engine.formats.compressed_tensors import (
 from quantstudio.engine.measure.memory import peak_rss
 from quantstudio.engine.methods.rtn import quantize_rtn
 from quantstudio.engine.model_card import write_model_card
+from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.safetensors_io import CheckpointReader, CheckpointWriter, NewTensor
 
@@ -76,6 +78,8 @@ class _Task:
     """Modules that it is quantized for: usually one; embedding and head where a tied model becomes two."""
     kept_as: tuple[NewTensor, ...] = ()
     """Tensors that it is written to unquantized."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Each module's name in transformers → its name in the source's files, by which methods know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +93,16 @@ class _Block:
 
 
 def quantize_model(
-    info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, out: Path, reporter: Reporter
+    info: ModelInfo,
+    plan: QuantizationPlan,
+    recipe: Recipe,
+    out: Path,
+    reporter: Reporter,
+    chosen: Chosen | None = None,
 ) -> Quantization:
     """Write the quantized model into `out`, an existing empty folder, and say what was done.
+
+    What `chosen` holds is written as it is; everything else is rounded to nearest from the source.
 
     Modules that transformers does not build as linear layers stay in bf16 and are named in the result.
     Raises LayerMisfit, ModelUnsupported, ModelUnsafe, ModelDamaged, BadWeights, DiskProblem, and Cancelled between
@@ -107,7 +118,7 @@ def quantize_model(
         tensors = [tensor for task in tasks for tensor in _outputs(task)]
         tensors += [tensor for fusion in architecture.fusions for tensor in _fused(fusion, reader)]
         with CheckpointWriter(out, tensors, recipe.output.shard_mb * MB) as writer:
-            _carry_out(tasks, reader, writer, reporter)
+            _carry_out(tasks, reader, writer, reporter, chosen)
             _write_fused(architecture, reader, writer, reporter)
             writer.finish()
         _copy_companions(info.path, out)
@@ -165,13 +176,14 @@ def _tasks(
     for name, stored in reader.tensors.items():
         if name in fused:
             continue
-        modules, kept = [], []
+        modules, kept, names = [], [], {}
         for layer in by_tensor.get(name, []):
             slot, spec = layer.slot, layer.spec
             if spec:
                 shares = plan.shared_table and slot.part is Part.HEAD
                 encoding = encoding_for(spec, slot.part)
                 target = architecture.modules[slot.module]
+                names[target] = slot.module
                 modules.append(StoredModule(target, slot.rows, slot.columns, spec, encoding, shares))
             elif not (plan.tied_output and slot.part is Part.HEAD):
                 own_head = info.tied and slot.part is Part.HEAD
@@ -179,7 +191,7 @@ def _tasks(
         if name not in by_tensor:
             kept.append(name)
         new = tuple(NewTensor(kept_name, _kept_dtype(stored.dtype), stored.shape) for kept_name in kept)
-        tasks.append(_Task(name, stored.shape, tuple(modules), new))
+        tasks.append(_Task(name, stored.shape, tuple(modules), new, names))
     return tasks
 
 
@@ -208,7 +220,13 @@ def _outputs(task: _Task) -> list[NewTensor]:
     return [tensor for module in task.modules for tensor in layout(module)] + list(task.kept_as)
 
 
-def _carry_out(tasks: list[_Task], reader: CheckpointReader, writer: CheckpointWriter, reporter: Reporter) -> None:
+def _carry_out(
+    tasks: list[_Task],
+    reader: CheckpointReader,
+    writer: CheckpointWriter,
+    reporter: Reporter,
+    chosen: Chosen | None,
+) -> None:
     total = sum(reader.tensors[task.source].nbytes for task in tasks)
     done = 0
     zero_points: dict[str, list[torch.Tensor]] = {}
@@ -216,22 +234,38 @@ def _carry_out(tasks: list[_Task], reader: CheckpointReader, writer: CheckpointW
         for block, rows in _read_ahead(_blocks(tasks), reader, pool):
             reporter.progress(done, total, "bytes", block.task.source)
             for module in block.task.modules:
-                _quantize_block(module, block, rows, writer, zero_points)
+                weight = _rounded(module, block, rows, chosen)
+                _write_block(module, block, weight, writer, zero_points)
+            changed = chosen.tensor(block.task.source) if chosen and block.task.kept_as else None
             for tensor in block.task.kept_as:
+                rows = rows if changed is None else _rows(changed, block)
                 kept = rows.to(torch.bfloat16) if tensor.dtype == "BF16" else rows
                 writer.write(tensor.name, kept, block.start)
             done += rows.numel() * rows.element_size()
     reporter.progress(done, total, "bytes")
 
 
-def _quantize_block(
+def _rounded(module: StoredModule, block: _Block, rows: torch.Tensor, chosen: Chosen | None) -> QuantizedWeight:
+    """These rows as the method chose them, or rounded to nearest: from what it made of the tensor, if it did."""
+    if chosen and (weight := chosen.weight(block.task.names[module.module])):
+        part = slice(block.start, block.stop)
+        zeros = None if weight.zero_points is None else weight.zero_points[part]
+        return QuantizedWeight(weight.codes[part], weight.scales[part], zeros, weight.spec)
+    changed = chosen.tensor(block.task.source) if chosen else None
+    return quantize_rtn(rows if changed is None else _rows(changed, block), module.spec, block.task.source)
+
+
+def _rows(tensor: torch.Tensor, block: _Block) -> torch.Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])[block.start : block.stop] if tensor.dim() else tensor.reshape(1, 1)
+
+
+def _write_block(
     module: StoredModule,
     block: _Block,
-    rows: torch.Tensor,
+    weight: QuantizedWeight,
     writer: CheckpointWriter,
     zero_points: dict[str, list[torch.Tensor]],
 ) -> None:
-    weight = quantize_rtn(rows, module.spec, block.task.source)
     for name, tensor in encode_rows(weight, module).items():
         writer.write(name, tensor, block.start)
     if weight.zero_points is not None:

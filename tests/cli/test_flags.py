@@ -47,7 +47,7 @@ def test_help_of_every_command_renders(capsys):
 
 def test_a_flag_of_another_scheme_is_refused_not_ignored():
     options = build_parser().parse_args(["quantize", "starter", "--scheme.kind", "w8a8", "--scheme.group_size", "64"])
-    with pytest.raises(RecipeError, match=r"belongs to scheme\.kind w4a16 or w4a8, and scheme\.kind is w8a8"):
+    with pytest.raises(RecipeError, match=r"belongs to scheme\.kind w4a16, w4a8, .* or w2a8, and scheme\.kind is w8a8"):
         with_flags(Recipe(), given_values(options))
 
 

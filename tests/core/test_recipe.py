@@ -69,7 +69,7 @@ def test_a_field_of_two_union_members_is_one_field_shown_for_both():
     [
         ("nonsense = 1", "nonsense", "no such field"),
         ("[layers]\nhed = 'int8'", "layers.hed", "Did you mean layers.head?"),
-        ("[scheme]\nkind = 'w3a16'", "scheme", "'w3a16' is not one of"),
+        ("[scheme]\nkind = 'w5a16'", "scheme", "'w5a16' is not one of"),
         ("[scheme]\nkind = 'w4a16'\ngroup_size = 0", "scheme.group_size", "at least 8"),
         ("[scheme]\nkind = 'w4a16'\ngroup_size = 12.5", "scheme.group_size", "12.5"),
         ("[layers]\nkeep = ['rm -rf /']", "layers.keep", "not a layer name"),

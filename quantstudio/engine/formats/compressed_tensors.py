@@ -185,14 +185,16 @@ def read_weights(folder: Path) -> Iterator[tuple[str, QuantizedWeight | torch.Te
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Signed codes `[rows, columns]` → int32 `[rows, ceil(columns * bits / 32)]`, lowest bits first."""
-    per_word = WORD_BITS // bits
-    padding = -codes.shape[1] % per_word
+    """Signed codes `[rows, columns]` → int32 `[rows, ceil(columns * bits / 32)]`, lowest bits first, no bit unused."""
+    padding = -codes.shape[1] % WORD_BITS
     unsigned = torch.nn.functional.pad(codes.view(torch.uint8) + (1 << (bits - 1)), (0, padding))
     if bits == 4:
         unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+    elif bits < 8:
+        unsigned = _pack_bytes(unsigned, bits)
+    words = math.ceil(codes.shape[1] * bits / WORD_BITS)
     # Flattened first: a single row counts as contiguous whatever its strides, and then cannot be viewed as int32.
-    return unsigned.reshape(-1).view(torch.int32).view(codes.shape[0], -1)
+    return unsigned.reshape(-1).view(torch.int32).view(codes.shape[0], -1)[:, :words].contiguous()
 
 
 def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
@@ -200,7 +202,33 @@ def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     unsigned = packed.reshape(-1).view(torch.uint8).view(packed.shape[0], -1)
     if bits == 4:
         unsigned = torch.stack((unsigned & 0xF, unsigned >> 4), dim=-1).view(packed.shape[0], -1)
+    elif bits < 8:
+        unsigned = _unpack_bytes(unsigned, bits)
     return (unsigned[:, :columns] - (1 << (bits - 1))).view(torch.int8)
+
+
+def _pack_bytes(unsigned: torch.Tensor, bits: int) -> torch.Tensor:
+    """Eight codes fill `bits` bytes, for any number of bits. uint8 `[rows, columns]`, columns a multiple of 32."""
+    eights = unsigned.view(unsigned.shape[0], -1, 8)
+    out = torch.zeros(*eights.shape[:2], bits, dtype=torch.uint8, device=unsigned.device)
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        out[..., byte] |= eights[..., place] << shift
+        if shift + bits > 8:
+            out[..., byte + 1] |= eights[..., place] >> (8 - shift)
+    return out.view(unsigned.shape[0], -1)
+
+
+def _unpack_bytes(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    padding = -packed.shape[1] % bits  # rows whose last word is not full
+    groups = torch.nn.functional.pad(packed, (0, padding)).view(packed.shape[0], -1, bits)
+    out = torch.empty(*groups.shape[:2], 8, dtype=torch.uint8, device=packed.device)
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        out[..., place] = groups[..., byte] >> shift
+        if shift + bits > 8:
+            out[..., place] |= groups[..., byte + 1] << (8 - shift)
+    return out.view(packed.shape[0], -1) & ((1 << bits) - 1)
 
 
 def _pack_zero_points(zero_points: torch.Tensor, stored: StoredModule) -> torch.Tensor:
@@ -263,8 +291,8 @@ def _targets(settings: Mapping[str, Any]) -> dict[str, WeightSpec]:
 
 def _spec(group: Mapping[str, Any]) -> WeightSpec:
     weights, inputs = group.get("weights"), group.get("input_activations")
-    if not isinstance(weights, dict) or weights.get("type") != "int" or weights.get("num_bits") not in (4, 8):
-        raise _unsupported("its weights are not int4 or int8")
+    if not isinstance(weights, dict) or weights.get("type") != "int" or weights.get("num_bits") not in (2, 3, 4, 8):
+        raise _unsupported("its weights are not integers of 2, 3, 4 or 8 bits")
     size = weights.get("group_size")
     strategy = weights.get("strategy")
     if strategy == "group" and type(size) is int and size > 0:

@@ -28,6 +28,9 @@ from quantstudio.engine.safetensors_io import CheckpointWriter, NewTensor
 
 A8 = ActivationKind.INT8_TOKEN
 SPECS = [
+    WeightSpec(2, 32),
+    WeightSpec(3, 32),
+    WeightSpec(3, 32, symmetric=False),
     WeightSpec(4, 32),
     WeightSpec(4, 32, symmetric=False),
     WeightSpec(4, None),
@@ -68,7 +71,7 @@ def change_config(folder, change):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("columns", [8, 64, 67])
 def test_packing_is_that_of_the_library(bits, columns):
     half = 1 << (bits - 1)
@@ -176,7 +179,7 @@ def test_a_folder_without_quantization_has_no_specs(tmp_path):
 REFUSED = {
     "another method": lambda config: config.update(quant_method="gptq"),
     "patterns": lambda config: config["config_groups"]["group_0"].update(targets=["re:.*"]),
-    "three bits": lambda config: config["config_groups"]["group_0"]["weights"].update(num_bits=3),
+    "five bits": lambda config: config["config_groups"]["group_0"]["weights"].update(num_bits=5),
     "float": lambda config: config["config_groups"]["group_0"]["weights"].update(type="float"),
     "blocks": lambda config: config["config_groups"]["group_0"]["weights"].update(strategy="block"),
     "static activations": lambda config: config["config_groups"]["group_0"].update(

@@ -1,0 +1,219 @@
+"""The recipe's method section: how the integers are chosen.
+
+Every method is one class; what it does is in the engine's folder of the same name. Fields whose 0 means "automatic"
+are resolved from model, data and machine by the engine, and the resolved values are recorded with the run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quantstudio.core.section import ADVANCED, Section
+
+
+class RoundToNearest(Section):
+    """Round every weight to the nearest point of its grid. Needs no data and takes seconds."""
+
+    kind: Literal["rtn"] = "rtn"
+
+
+class Hqq(Section):
+    """HQQ: moves the grid until the rounding error is small in the large. Needs no data; helps most at 2 and 3 bits."""
+
+    kind: Literal["hqq"] = "hqq"
+
+
+class Gptq(Section):
+    """GPTQ: rounds column by column and lets later columns make up for earlier errors. Needs text; takes minutes."""
+
+    kind: Literal["gptq"] = "gptq"
+    damping: float = Field(
+        default=0.01,
+        gt=0.0,
+        le=1.0,
+        title="Damping",
+        description="Share of the mean diagonal that is added to the Hessian, so that it can be inverted.",
+        json_schema_extra=ADVANCED,
+    )
+    act_order: bool = Field(
+        default=True,
+        title="Largest activations first",
+        description="Round the columns with the largest activations first, when most others can still make up.",
+        json_schema_extra=ADVANCED,
+    )
+    block_size: int = Field(
+        default=128,
+        ge=8,
+        le=4096,
+        title="Block of columns",
+        description="Columns whose updates are done together. It changes the speed, not the result.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class Awq(Section):
+    """AWQ: scales up the channels that carry large activations before rounding, and clips outliers. Needs text."""
+
+    kind: Literal["awq"] = "awq"
+    grid_points: int = Field(
+        default=20,
+        ge=2,
+        le=200,
+        title="Scales tried",
+        description="How many strengths of scaling are tried for each group of layers.",
+        json_schema_extra=ADVANCED,
+    )
+    clip: bool = Field(
+        default=True,
+        title="Search for clipping",
+        description="Also try to cut the largest weights of each group, so that the others get a finer grid.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class SmoothQuant(Section):
+    """SmoothQuant: moves activation outliers into the weights before rounding. For int8 activations. Needs text."""
+
+    kind: Literal["smoothquant"] = "smoothquant"
+    strength: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        title="Strength",
+        description="0 leaves the activations as they are, 1 moves all of their range into the weights.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class _Training(Section):
+    preset: Literal["quick", "better", "best"] = Field(
+        default="quick",
+        title="How long",
+        description="Sets the number of steps: quick takes minutes on a desktop, best about eight times as long.",
+        json_schema_extra={"labels": {"quick": "Quick (minutes)", "better": "Better", "best": "Best"}},
+    )
+    train: Literal["all", "lora"] = Field(
+        default="all",
+        title="What is trained",
+        description="All weights, or LoRA: small added matrices that take far less memory. What is rounded is the "
+        "sum of both, so the result is what was trained.",
+        json_schema_extra={"labels": {"all": "All weights", "lora": "LoRA"}},
+    )
+    loss: Literal["distil", "cross_entropy", "mixed"] = Field(
+        default="distil",
+        title="Learn from",
+        description="distil: the unquantized model's probabilities for every word, which wins back most; "
+        "cross_entropy: the next word of the text alone; mixed: the mean of both.",
+        json_schema_extra={
+            "labels": {"distil": "The original model", "cross_entropy": "The text alone", "mixed": "Both"}
+        },
+    )
+    temperature: float = Field(
+        default=1.0,
+        ge=0.1,
+        le=10.0,
+        title="Distillation temperature",
+        description="Above 1 the original's less likely words count more.",
+        json_schema_extra=ADVANCED,
+    )
+    steps: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        title="Steps",
+        description="Updates of the weights. 0 takes the number that belongs to 'How long'.",
+        json_schema_extra={"advanced": True, "zero": "From 'How long'"},
+    )
+    batch_sequences: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        title="Sequences in a step",
+        description="Pieces of text that each update sees. 0 takes about 8,192 tokens.",
+        json_schema_extra={"advanced": True, "zero": "Automatic"},
+    )
+    learning_rate: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        title="Learning rate",
+        description="The largest step size, reached after the warm-up. 0 chooses by the size of the model.",
+        json_schema_extra={"advanced": True, "zero": "Automatic"},
+    )
+    warmup_steps: int = Field(
+        default=-1,
+        ge=-1,
+        le=100_000,
+        title="Warm-up steps",
+        description="Steps in which the learning rate rises. -1 takes a twentieth of all, at most 20.",
+        json_schema_extra=ADVANCED,
+    )
+    lora_rank: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        title="LoRA rank",
+        description="Width of the added matrices, when LoRA is trained.",
+        json_schema_extra=ADVANCED,
+    )
+    evaluations: int = Field(
+        default=8,
+        ge=1,
+        le=1000,
+        title="Evaluations",
+        description="How often the model is judged on held-out text and kept when it is the best so far.",
+        json_schema_extra=ADVANCED,
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        title="Stop early after",
+        description="Evaluations without improvement after which training stops. 0 never stops early.",
+        json_schema_extra={"advanced": True, "zero": "Never"},
+    )
+    keep_blocks: Literal["all", "first_half"] = Field(
+        default="all",
+        title="Blocks to keep",
+        description="first_half removes the second half of the model's blocks before training: half the layers, "
+        "a much worse model that only long training repairs.",
+        json_schema_extra={
+            "advanced": True,
+            "labels": {"all": "All blocks", "first_half": "The first half only"},
+        },
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        title="Recompute activations",
+        description="Gradient checkpointing: less memory, a third more time. auto turns it on when memory is short.",
+        json_schema_extra={"advanced": True, "labels": {"auto": "Automatic", "on": "On", "off": "Off"}},
+    )
+
+
+class Qat(_Training):
+    """QAT: a short fine-tune in which the model feels its own rounding, and learns to live with it. Needs text."""
+
+    kind: Literal["qat"] = "qat"
+
+
+class FineTune(_Training):
+    """An ordinary short fine-tune, then GPTQ. What QAT is compared with: same text, same steps."""
+
+    kind: Literal["finetune_gptq"] = "finetune_gptq"
+
+
+AnyMethod = RoundToNearest | Hqq | Gptq | Awq | SmoothQuant | Qat | FineTune
+Method = Annotated[AnyMethod, Field(discriminator="kind")]
+METHOD_LABELS = {
+    "rtn": "Round to nearest",
+    "hqq": "HQQ (no data)",
+    "gptq": "GPTQ (calibrated)",
+    "awq": "AWQ (calibrated)",
+    "smoothquant": "SmoothQuant (calibrated)",
+    "qat": "QAT (trained)",
+    "finetune_gptq": "Fine-tune, then GPTQ",
+}
+NEEDS_DATA = frozenset({"gptq", "awq", "smoothquant", "qat", "finetune_gptq"})
+"""Methods that read the recipe's data section."""

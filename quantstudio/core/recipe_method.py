@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from quantstudio.core.section import ADVANCED, Section
 
@@ -206,7 +206,7 @@ class FineTune(_Training):
 
 AnyMethod = RoundToNearest | Hqq | Gptq | Awq | SmoothQuant | Qat | FineTune
 Method = Annotated[AnyMethod, Field(discriminator="kind")]
-METHOD_LABELS = {
+METHOD_LABELS: dict[str, JsonValue] = {
     "rtn": "Round to nearest",
     "hqq": "HQQ (no data)",
     "gptq": "GPTQ (calibrated)",

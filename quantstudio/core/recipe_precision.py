@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from quantstudio.core.section import Section
 
@@ -88,7 +88,7 @@ Precision = Annotated[
     Uniform | AverageBits | FileSize | LargestLoss | PerLayer,
     Field(discriminator="kind"),
 ]
-PRECISION_LABELS = {
+PRECISION_LABELS: dict[str, JsonValue] = {
     "uniform": "The same for every layer",
     "average_bits": "By sensitivity, to an average",
     "file_size": "By sensitivity, to a size",

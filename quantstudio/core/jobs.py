@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from quantstudio.core.contest import QUANTIZED, Contestant
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.hub import ModelId, Revision, SearchQuery
 from quantstudio.core.recipe import MachineSection, MeasureSection, Recipe
@@ -102,8 +103,34 @@ class AccountJob(Plain):
     """For `sign_in`."""
 
 
+class SensitivityJob(Plain):
+    """Measure what few bits cost each layer of a model. Result: `sensitivity.Sensitivity`.
+
+    Scheme, layers, method, data and machine are the recipe's; its precision section says nothing here.
+    """
+
+    kind: Literal["sensitivity"] = "sensitivity"
+    model: str
+    """`starter`, a model folder, or `owner/name` of a model in the cache."""
+    recipe: Recipe
+
+
+class ContestJob(Plain):
+    """Make a model of the same size in every way there is, and compare them. Result: `contest.Contest`.
+
+    The recipe says everything but the method; of its method section, what the methods have in common is taken over.
+    """
+
+    kind: Literal["contest"] = "contest"
+    recipe: Recipe
+    folder: str
+    """Absolute path of the folder of runs in which each contestant gets a run of its own."""
+    contestants: tuple[Contestant, ...] = QUANTIZED
+    """Who takes part beside the original."""
+
+
 HubJob = SearchJob | DetailsJob | DownloadJob | VerifyJob | RemoveJob | AccountJob
-AnyJob = RunJob | MeasureJob | ChatJob | HubJob
+AnyJob = RunJob | MeasureJob | ChatJob | SensitivityJob | ContestJob | HubJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 
 

@@ -130,7 +130,7 @@ class ContestJob(Plain):
 
 
 HubJob = SearchJob | DetailsJob | DownloadJob | VerifyJob | RemoveJob | AccountJob
-AnyJob = RunJob | MeasureJob | ChatJob | SensitivityJob | ContestJob | HubJob
+AnyJob = RunJob | MeasureJob | ChatJob | HubJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 
 

@@ -236,7 +236,7 @@ def _asked(slot: WeightSlot, recipe: Recipe) -> tuple[WeightSpec | None, str]:
         return INT8_PER_CHANNEL, ""
     spec = recipe.scheme.weight_spec()
     if part is Part.LAYER and isinstance(recipe.precision, PerLayer):
-        return with_bits(spec, _listed_bits(slot.module, recipe.precision) or spec.bits), ""
+        return with_bits(spec, listed_bits(slot.module, recipe.precision) or spec.bits), ""
     return spec, ""
 
 
@@ -245,7 +245,8 @@ def with_bits(spec: WeightSpec, bits: int) -> WeightSpec:
     return replace(spec, bits=bits, group_size=None if bits == 8 else spec.group_size) if bits != spec.bits else spec
 
 
-def _listed_bits(module: str, precision: PerLayer) -> int | None:
+def listed_bits(module: str, precision: PerLayer) -> int | None:
+    """The bits that the first matching line gives a layer; None when no line matches."""
     for line in precision.bits:
         pattern, _, bits = line.rpartition("=")
         if fnmatchcase(module, pattern):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
@@ -245,7 +246,7 @@ def _start(sensitivity: Sensitivity, cost: _Cost) -> tuple[dict[str, Option], li
     for layer in sensitivity.layers:
         hull = _hull([(cost(layer, option), option.kl, option) for option in layer.options])
         chosen[layer.name] = hull[0][2]
-        for place, ((before, loss, _), (after, less, option)) in enumerate(zip(hull, hull[1:], strict=False)):
+        for place, ((before, loss, _), (after, less, option)) in enumerate(pairwise(hull)):
             steps.append(_Step(layer, place, option, after - before, loss - less))
     order = {layer.name: number for number, layer in enumerate(sensitivity.layers)}
     steps.sort(key=lambda step: (-step.saved / step.cost, order[step.layer.name], step.place))
@@ -311,7 +312,7 @@ def _same_groups(sensitivity: Sensitivity) -> list[UniformLoss]:
 def _interpolated(points: list[tuple[float, float]], x: float) -> float:
     if x <= points[0][0]:
         return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
     return points[-1][1]

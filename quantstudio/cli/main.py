@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", "-V", action="version", version=f"quantstudio {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_run, _add_validate, _add_runs, _add_measure, _add_chat, _add_demo):
+    for add in (_add_quantize, _add_run, _add_resume, _add_validate, _add_runs, _add_measure, _add_chat, _add_demo):
         add(commands)
     add_hub_commands(commands)
     commands.add_parser("open", help="open the window (the same as no command)")
@@ -91,6 +91,14 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_recipe_flags(parser)
     _add_home(parser)
     parser.set_defaults(command=_run)
+
+
+def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "go on with a run that was cancelled, failed or killed while it calibrated or trained"
+    parser = commands.add_parser("resume", help=text, description=text)
+    parser.add_argument("run", metavar="RUN", help="the run's id, as 'quantstudio runs' lists it")
+    _add_home(parser)
+    parser.set_defaults(command=_resume)
 
 
 def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -161,6 +169,12 @@ def _run(options: argparse.Namespace) -> int:
     from quantstudio.cli.run import run
 
     return run(options)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from quantstudio.cli.run import resume
+
+    return resume(options)
 
 
 def _validate(options: argparse.Namespace) -> int:

@@ -11,12 +11,14 @@ from pathlib import Path
 from quantstudio.cli.flags import given_values, with_flags
 from quantstudio.cli.terminal import Terminal, interrupt_cancels, print_error, quiet_libraries
 from quantstudio.core import protocol
+from quantstudio.core.errors import RunNotFound
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
 from quantstudio.core.job_environment import prepare_this_process
 from quantstudio.core.jobs import MeasureJob, RunJob
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
 from quantstudio.core.result import Interval, Measurement, RunResult
+from quantstudio.core.run_store import RECIPE, can_resume, read_header
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -40,6 +42,20 @@ def run(options: argparse.Namespace) -> int:
     return _report(conduct_recipe(recipe, home), home)
 
 
+def resume(options: argparse.Namespace) -> int:
+    """Go on with a run that was cancelled, failed or killed while it calibrated or trained."""
+    home = runs_folder(options)
+    folder = home / options.run
+    header = read_header(folder)
+    if header.damaged or not can_resume(folder):
+        raise RunNotFound(
+            f"The run {options.run} cannot be resumed.",
+            why=header.damaged or "It has finished, or kept nothing to go on from.",
+            hint="Start it again from its recipe.",
+        )
+    return _report(_conduct(RunJob(recipe=load_recipe(folder / RECIPE), run_folder=str(folder))), home)
+
+
 def validate(options: argparse.Namespace) -> int:
     """Check a recipe on all four levels and print what is wrong, or what it will cost."""
     from quantstudio.core.estimate import estimate, read_machine
@@ -54,7 +70,7 @@ def validate(options: argparse.Namespace) -> int:
         print(f"{problem.level}: {problem.field}: {problem.text}")
     if any(problem.level == "error" for problem in outlook.problems):
         return FAILED
-    print(f"The recipe can be run: {info.name}, {recipe.scheme.weight_spec().label}.")
+    print(f"The recipe can be run: {info.name}, {recipe.label}.")
     print(f"  output       about {human_bytes(outlook.output_bytes)}")
     print(f"  memory       up to about {human_bytes(outlook.peak_memory_bytes)}")
     print(f"  free disk    {human_bytes(outlook.disk_bytes)} needed")

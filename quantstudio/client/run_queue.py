@@ -20,6 +20,7 @@ from quantstudio.core.errors import RunBusy
 from quantstudio.core.jobs import RunJob
 from quantstudio.core.protocol import Message
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_io import load_recipe
 from quantstudio.core.run_lock import RunLock
 from quantstudio.core.run_state import RunState, Status
 
@@ -85,7 +86,16 @@ class RunQueue(QObject):
 
     def add(self, recipe: Recipe, runs_home: Path) -> str:
         """Make a run folder for the recipe and line it up; its id. Raises DiskProblem."""
-        folder = run_store.create_run(runs_home, recipe)
+        return self._line_up(run_store.create_run(runs_home, recipe), recipe)
+
+    def resume(self, folder: Path) -> str:
+        """Line up a run that ended before its time (see `run_store.can_resume`) to go on; its id.
+
+        Raises RecipeError when its recipe cannot be read.
+        """
+        return self._line_up(folder, load_recipe(folder / run_store.RECIPE))
+
+    def _line_up(self, folder: Path, recipe: Recipe) -> str:
         self._entries[folder.name] = entry = _Entry(folder, recipe)
         # Held while it waits, so that history can tell a run that waits from one whose window is gone.
         with suppress(RunBusy):

@@ -10,6 +10,5 @@ def demo_recipes() -> tuple[Recipe, ...]:
     int4 = preset_recipe(Preset.RECOMMENDED)
     int8 = preset_recipe(Preset.CLOSEST)
     return tuple(
-        recipe.model_copy(update={"output": OutputSection(name=f"Demo {recipe.scheme.weight_spec().label}")})
-        for recipe in (int4, int8)
+        recipe.model_copy(update={"output": OutputSection(name=f"Demo {recipe.label}")}) for recipe in (int4, int8)
     )

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from quantstudio.core.recipe_data import DataSection
-from quantstudio.core.recipe_method import METHOD_LABELS, Method, RoundToNearest
+from quantstudio.core.recipe_method import METHOD_LABELS, METHOD_NAMES, Method, RoundToNearest
 from quantstudio.core.recipe_precision import PRECISION_LABELS, Precision, Uniform
 from quantstudio.core.schemes import W4A16, W8A16, Scheme
 from quantstudio.core.section import ADVANCED, Section
@@ -306,6 +306,12 @@ class Recipe(Section):
     machine: MachineSection = Field(
         default=MachineSection(), title="Machine", description="What the run may use of this machine."
     )
+
+    @property
+    def label(self) -> str:
+        """Short name of what comes out: `W4A16 g128`, `W3A16 g32 GPTQ`, `W4A16 g128 mixed bits QAT`."""
+        mixed = "" if isinstance(self.precision, Uniform) else "mixed bits"
+        return " ".join(filter(None, (self.scheme.weight_spec().label, mixed, METHOD_NAMES[self.method.kind])))
 
 
 class Preset(StrEnum):

@@ -217,3 +217,13 @@ METHOD_LABELS: dict[str, JsonValue] = {
 }
 NEEDS_DATA = frozenset({"gptq", "awq", "smoothquant", "qat", "finetune_gptq"})
 """Methods that read the recipe's data section."""
+METHOD_NAMES = {
+    "rtn": "",
+    "hqq": "HQQ",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "smoothquant": "SmoothQuant",
+    "qat": "QAT",
+    "finetune_gptq": "fine-tuned, GPTQ",
+}
+"""What a method adds to the name of a scheme; rounding to nearest goes without saying."""

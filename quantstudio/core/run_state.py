@@ -117,7 +117,8 @@ def _(message: protocol.Phase, state: RunState) -> None:
     if state.status is not Status.CANCELLING:
         state.status = Status.RUNNING
     state.started = state.started or message.t
-    state.phases.append(message)
+    # A run that was resumed goes through its first phases again.
+    state.phases = [phase for phase in state.phases if phase.index < message.index] + [message]
     state.progress = None
 
 

@@ -7,6 +7,7 @@
     metrics.jsonl          the metrics alone     worker.log             log lines, tracebacks
     result.json            `RunResult`, present only when the job is done
     model/                 the saved model, whole or absent (see `disk`)
+    work/                  what a calibrated or trained method has finished so far; gone when the model is there
     run.lock               held by the process that works here (see `run_lock`)
 
 A run whose process is gone without having said how it ended is shown as failed, from the lock, before anyone has
@@ -40,13 +41,14 @@ RECIPE, RESOLVED, ENVIRONMENT, RESULT, MODEL = (
     "result.json",
     "model",
 )
+WORK = "work"
 HEADER_VERSION = 1
 _TRASH = ".deleting-"
 LOST = "The process that did the work ended without saying how."
 NEVER_BEGAN = "The window was closed before this run could begin."
 STARTING_S = 60.0
 """A run that has just been made, or is about to begin, is held by nobody for a moment."""
-LOST_HINT = "Run it again; nothing half-written is kept."
+LOST_HINT = "Run it again; nothing half-written is kept. A run that was calibrating or training can be resumed."
 
 
 class RunHeader(BaseModel):
@@ -85,7 +87,7 @@ class RunHeader(BaseModel):
 
 def run_title(recipe: Recipe) -> str:
     """The name a person sees: the recipe's own, or made from the model and the scheme."""
-    return recipe.output.name or f"{model_title(recipe)} {recipe.scheme.weight_spec().label}"
+    return recipe.output.name or f"{model_title(recipe)} {recipe.label}"
 
 
 def model_title(recipe: Recipe) -> str:
@@ -128,7 +130,7 @@ def prepare_run(folder: Path, recipe: Recipe) -> RunHeader:
         name=run_title(recipe),
         created=time.time(),
         model=model_title(recipe),
-        label=recipe.scheme.weight_spec().label,
+        label=recipe.label,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,6 +189,7 @@ def read_result(folder: Path) -> RunResult:
 def read_messages(folder: Path) -> list[protocol.Message]:
     """The run's messages in order, for replay. Broken lines (a killed process leaves half a line) are passed over.
 
+    A run that was resumed has ended before; only its last ending counts.
     When the process is gone and no terminal message was written, one is added, so that history never shows a dead run
     as running.
     """
@@ -203,6 +206,7 @@ def read_messages(folder: Path) -> list[protocol.Message]:
     except OSError:
         messages = []
     ended = bool(messages) and isinstance(messages[-1], protocol.TERMINAL)
+    messages = [message for message in messages[:-1] if not isinstance(message, protocol.TERMINAL)] + messages[-1:]
     if not ended and (header := read_header(folder)).error_kind == WorkerLost.kind:
         last = messages[-1].t if messages else header.started
         messages.append(protocol.Error(t=last, kind=WorkerLost.kind, what=header.summary, hint=LOST_HINT))
@@ -267,6 +271,13 @@ def _is_unsettled(folder: Path) -> bool:
     return partial_of(folder / MODEL).exists() or (
         read_header(folder).error_kind == WorkerLost.kind and not _parse_header(folder).status.final
     )
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether the run ended before its time and has kept finished work to go on from."""
+    header = read_header(folder)
+    ended = header.status in (Status.FAILED, Status.CANCELLED) and not header.damaged
+    return ended and (folder / WORK).is_dir() and any((folder / WORK).iterdir())
 
 
 def append_line(path: Path, line: bytes) -> None:

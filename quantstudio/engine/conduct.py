@@ -20,6 +20,7 @@ from quantstudio.core.disk import partial_of, remove_tree
 from quantstudio.core.errors import Cancelled, QuantStudioError, RunBusy, RunNotFound
 from quantstudio.core.jobs import AnyJob, ChatJob, DownloadJob, HubJob, MeasureJob, RunJob, Turn
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_io import load_recipe
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_lock import RunLock
 from quantstudio.core.run_state import Status
@@ -58,7 +59,7 @@ def _conduct_run(job: RunJob, sink: Sink, cancel: threading.Event) -> protocol.M
             run_store.clean_up(folder.parent)
             run_store.prepare_run(folder, job.recipe)
             stack.enter_context(RunLock(folder))
-            header = _open_run(folder)
+            header = _open_run(folder, job.recipe)
             recorder = stack.enter_context(Recorder(folder, sink))
         except (QuantStudioError, OSError) as error:
             # The folder is not ours (busy, used before, not writable): the caller is told, the folder left alone.
@@ -67,18 +68,26 @@ def _conduct_run(job: RunJob, sink: Sink, cancel: threading.Event) -> protocol.M
         return _close_run(folder, header, ending, recorder, sink)
 
 
-def _open_run(folder: Path) -> RunHeader:
-    """Mark the run as running. Refuses one that has been carried out before: a run folder holds one run."""
+def _open_run(folder: Path, recipe: Recipe) -> RunHeader:
+    """Mark the run as running. One that has been carried out before is refused, unless it can go on with its work."""
     header = run_store.read_header(folder)
     if header.damaged:
         raise RunNotFound(f"The run {folder.name} cannot be used.", why=header.damaged, hint="Start a new run.")
     if header.status is not Status.WAITING:
-        raise RunBusy(
-            f"The run {folder.name} has been carried out already.",
-            why="Each run has a folder of its own.",
-            hint="Start a new run with the same recipe.",
-        )
-    header = header.model_copy(update={"status": Status.RUNNING, "started": _now()})
+        if not run_store.can_resume(folder):
+            raise RunBusy(
+                f"The run {folder.name} has been carried out already.",
+                why="Each run has a folder of its own.",
+                hint="Start a new run with the same recipe.",
+            )
+        if load_recipe(folder / run_store.RECIPE) != recipe:
+            raise RunBusy(
+                f"The run {folder.name} cannot go on with another recipe.",
+                why="What it has finished so far was made by its own.",
+                hint="Start a new run with the new recipe.",
+            )
+    update = {"status": Status.RUNNING, "started": header.started or _now(), "summary": "", "error_kind": ""}
+    header = header.model_copy(update=update)
     run_store.write_header(folder, header)
     return header
 

@@ -13,11 +13,21 @@ from pathlib import Path
 
 from quantstudio.core.humanize import human_bytes, plural
 from quantstudio.core.recipe import STARTER, EmbeddingChoice, HeadChoice, Recipe
+from quantstudio.core.recipe_method import NEEDS_DATA
 from quantstudio.core.report import markdown_table
-from quantstudio.core.result import Quantization, RunResult
-from quantstudio.core.schemes import W4A8
+from quantstudio.core.result import DataSummary, Quantization, RunResult
+from quantstudio.core.schemes import ActivationKind
 
 CARD = "README.md"
+METHOD_CARD = {
+    "rtn": "round to nearest",
+    "hqq": "HQQ",
+    "gptq": "GPTQ, calibrated layer by layer",
+    "awq": "AWQ, calibrated layer by layer",
+    "smoothquant": "SmoothQuant, calibrated layer by layer",
+    "qat": "quantization-aware training (QAT)",
+    "finetune_gptq": "fine-tuned, then GPTQ",
+}
 MAX_KEPT_NAMES = 12
 _HEAD = {HeadChoice.KEEP: "bf16", HeadChoice.INT8: "int8, one scale per word", HeadChoice.SAME: "like the layers"}
 _EMBEDDING = {EmbeddingChoice.KEEP: "bf16", EmbeddingChoice.INT8: "int8, one scale per word"}
@@ -36,7 +46,7 @@ def write_model_card(
     blocks = [
         _front_matter(recipe, license),
         _title(recipe, quantization),
-        *_contents(recipe, quantization),
+        *_contents(recipe, quantization, result.data if result else None),
         *_measurements(result),
         *_usage(folder, recipe),
     ]
@@ -60,7 +70,7 @@ def _title(recipe: Recipe, quantization: Quantization) -> str:
     return f"# {_model_name(recipe)}, {quantization.label}\n\nA quantized version of {_source(recipe)}: {smaller}."
 
 
-def _contents(recipe: Recipe, quantization: Quantization) -> Iterator[str]:
+def _contents(recipe: Recipe, quantization: Quantization, data: DataSummary | None) -> Iterator[str]:
     yield "## What was quantized"
     scheme = quantization.label
     bits = f", {quantization.layer_bits_per_weight:.2f} bits per weight in the files" * bool(quantization.sizes.layers)
@@ -69,7 +79,7 @@ def _contents(recipe: Recipe, quantization: Quantization) -> Iterator[str]:
             f"- Layers: {scheme}{bits}",
             f"- Output head: {_HEAD[recipe.layers.head]}",
             f"- Embedding: {_EMBEDDING[recipe.layers.embedding]}",
-            "- Method: round to nearest, no calibration data",
+            f"- Method: {_method(recipe, data)}",
             f"- {plural(quantization.quantized_layers, 'matrix', 'matrices')} quantized, {len(quantization.kept)} kept",
         ]
     )
@@ -77,6 +87,13 @@ def _contents(recipe: Recipe, quantization: Quantization) -> Iterator[str]:
         yield "Kept in bf16:"
         yield "\n".join(_kept(quantization))
     yield _size_table(quantization)
+
+
+def _method(recipe: Recipe, data: DataSummary | None) -> str:
+    kind = recipe.method.kind
+    if kind not in NEEDS_DATA:
+        return f"{METHOD_CARD[kind]}, no calibration data"
+    return f"{METHOD_CARD[kind]}; text: {_plain(data.source)}" if data else METHOD_CARD[kind]
 
 
 def _kept(quantization: Quantization) -> Iterator[str]:
@@ -144,7 +161,9 @@ def _vllm_obstacles(recipe: Recipe) -> list[str]:
     spec = recipe.scheme.weight_spec()
     if not spec.symmetric:
         obstacles.append("zero points as transformers wants them")
-    if isinstance(recipe.scheme, W4A8):
+    if spec.bits < 4:
+        obstacles.append("weights of fewer than 4 bits")
+    elif spec.bits < 8 and spec.activations is not ActivationKind.NONE:
         obstacles.append("packed int4 weights with int8 activations")
     return obstacles
 

@@ -126,7 +126,7 @@ def quantize_model(
         _write_config(info, out, modules, architecture, plan)
         parts = _parts(info, layers, architecture)
         quantization = Quantization(
-            label=recipe.scheme.weight_spec().label,
+            label=recipe.label,
             quantized_layers=len(modules),
             kept=tuple(KeptLayer(name=layer.slot.module, reason=layer.reason) for layer in layers if not layer.spec),
             original_sizes=plan.original_sizes,

@@ -175,6 +175,23 @@ def test_a_home_that_cannot_be_written_is_said_at_once(queue, tmp_path):
         queue("good").add(named("one"), tmp_path / "file")
 
 
+def test_a_run_that_ended_before_its_time_goes_on(queue, qtbot, tmp_path):
+    runs = queue("slow", 60)
+    run_id = runs.add(named("one"), tmp_path)
+    folder = runs.folder(run_id)
+    qtbot.waitUntil(lambda: runs.state(run_id).status is Status.RUNNING, timeout=LONG_MS)
+    (folder / run_store.WORK).mkdir()
+    (folder / run_store.WORK / "part").write_text("finished")
+    runs.cancel(run_id)
+    wait_until_done(qtbot, runs)
+    assert run_store.can_resume(folder)
+    again = queue("good")
+    assert again.resume(folder) == run_id
+    assert again.recipe(run_id) == named("one")
+    wait_until_done(qtbot, again)
+    assert again.state(run_id).status is Status.DONE
+
+
 def test_unknown_ids_are_harmless(queue):
     runs = queue("good")
     runs.cancel("nothing")

@@ -12,6 +12,7 @@ from quantstudio.core.jobs import MeasureJob, RunJob
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.run_lock import RunLock, is_locked
 from quantstudio.core.run_state import Status, replay
+from quantstudio.core.schemes import W8A8
 from quantstudio.engine import pipeline
 from quantstudio.engine.conduct import conduct
 
@@ -137,6 +138,39 @@ def test_a_finished_run_is_not_carried_out_again(run, work, make_result):
     assert message.kind == "run_busy"
     assert "already" in message.what
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_run_with_finished_work_goes_on_in_its_folder(run, work, make_result):
+    def first_half(recipe, folder, reporter):
+        reporter.phase("calibrate", "Calibrating", 1, 3)
+        (folder / run_store.WORK).mkdir()
+        (folder / run_store.WORK / "block.0").write_text("done")
+        raise Cancelled
+
+    def second_half(recipe, folder, reporter):
+        reporter.phase("calibrate", "Calibrating", 1, 3)
+        assert (folder / run_store.WORK / "block.0").exists()
+        return make_result("int4", run_id=folder.name)
+
+    work(first_half)
+    carry_out(run)
+    assert run_store.can_resume(run)
+    message = conduct(RunJob(recipe=Recipe(scheme=W8A8()), run_folder=str(run)), lambda _: None, threading.Event())
+    assert "another recipe" in message.what
+    work(second_half)
+    carry_out(run)
+    assert not run_store.can_resume(run)
+    state = replay(run_store.read_messages(run))
+    assert state.status is Status.DONE
+    assert [phase.id for phase in state.phases] == ["calibrate"]
+
+
+def test_a_run_without_finished_work_cannot_go_on(run, work):
+    work(failing(Cancelled()))
+    carry_out(run)
+    assert not run_store.can_resume(run)
+    message, _ = carry_out(run)
+    assert message.kind == "run_busy"
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path):

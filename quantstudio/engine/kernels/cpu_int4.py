@@ -1,4 +1,4 @@
-"""int4 weights on the CPU: torch's packed int4 operator for a few rows, expansion to bf16 for many.
+"""int4 weights (and int3, int2) on the CPU: torch's packed int4 operator for a few rows, expansion to bf16 for many.
 
 For one row the operator reads a quarter of the bytes of bf16 and is three to four times as fast (one Zen 5 thread,
 4864×896, group 128: 141 µs, bf16 597; 1, 8, 32, 128 rows: 141, 420, 1,652, 6,659 µs against bf16 597, 622, 1,097,
@@ -7,6 +7,8 @@ into bf16 while they are in the cache, which costs about a fifth of the product 
 
 Expansion has to know how the operator packs: blocks of 64 rows (AVX-512) or 32 (AVX2), in which byte j of a column
 holds rows j and j + half a block. A probe looks at what this machine does; if it is neither, prompts use the operator.
+
+Codes of 3 and 2 bits are codes of 4 bits that use less of the range: same operator, same speed, the memory of int4.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def operator_group(spec: WeightSpec, columns: int) -> int | None:
 
 
 class CpuInt4(nn.Module):
-    """4 bits, symmetric or not, groups (or rows) that are multiples of 32; activations in bf16 or int8."""
+    """2 to 4 bits, symmetric or not, groups (or rows) that are multiples of 32; activations in bf16 or int8."""
 
     name: ClassVar[str] = "cpu_int4"
     packed: torch.Tensor
@@ -47,7 +49,7 @@ class CpuInt4(nn.Module):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        return device.type == "cpu" and spec.bits == 4 and operator_group(spec, columns) is not None
+        return device.type == "cpu" and spec.bits <= 4 and operator_group(spec, columns) is not None
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()

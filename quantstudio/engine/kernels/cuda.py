@@ -29,7 +29,7 @@ def _operator_group(spec: WeightSpec, columns: int) -> int | None:
 
 
 class CudaInt4(nn.Module):
-    """4 bits, symmetric or not, groups (or rows) that are multiples of 32, columns a multiple of 128."""
+    """2 to 4 bits, symmetric or not, groups (or rows) that are multiples of 32, columns a multiple of 128."""
 
     name: ClassVar[str] = "cuda_int4"
     packed: torch.Tensor
@@ -38,7 +38,7 @@ class CudaInt4(nn.Module):
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
         fits = rows % _ROW_MULTIPLE == 0 and columns % _COLUMN_MULTIPLE == 0
-        return device.type == "cuda" and spec.bits == 4 and fits and _operator_group(spec, columns) is not None
+        return device.type == "cuda" and spec.bits <= 4 and fits and _operator_group(spec, columns) is not None
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()

@@ -37,8 +37,9 @@ def chosen(spec: WeightSpec, rows: int, columns: int, log: list[str] | None = No
 @pytest.mark.parametrize("activations", ActivationKind)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [32, 64, 96, 128, 224, 256, None])
-def test_int4_runs_every_group_of_32_fast_and_right(group, symmetric, activations):
-    spec = WeightSpec(4, group, symmetric, activations)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_int4_and_less_runs_every_group_of_32_fast_and_right(bits, group, symmetric, activations):
+    spec = WeightSpec(bits, group, symmetric, activations)
     columns = {224: 448, 96: 192}.get(group, 256)
     assert chosen(spec, 64, columns) is CpuInt4
     assert relative_error(CpuInt4, spec, columns, CPU) < 0.005

@@ -88,6 +88,50 @@ def slow(argument):
 
 
 @way
+def train(argument):
+    """A training of so many steps, judged at every tenth; "40 wait" then goes on until it is cancelled."""
+    begin()
+    steps, wait = int(argument.split()[0]), argument.endswith("wait")
+    for index, title in enumerate(("Read the model", "Calibrate for reference", "Train")):
+        say("phase", id=f"p{index}", title=title, index=index, total=8)
+    for name, value in (("original", 34.11), ("gptq", 34.9), ("rtn", 35.53)):
+        say("metric", name=f"reference/{name}", value=value)
+    for step in range(steps + 1):
+        train_step(step, steps)
+    if wait:
+        wait_for("cancel")
+        say("cancelled")
+    else:
+        say("result", data={})
+
+
+def train_step(step, steps):
+    part = step / steps
+    rate = 5e-4 * min(1, step / (steps / 10)) * (1 - part * 0.9)
+    if step:
+        say(
+            "metric",
+            name="train/loss",
+            value=0.06 * (1 - part) ** 2 + 0.012 + 0.004 * ((step * 7) % 5 - 2) / 2,
+            step=step,
+        )
+        say("metric", name="train/learning_rate", value=rate, step=step)
+        say("metric", name="train/tokens_per_s", value=2350 + 40 * ((step * 11) % 7), step=step)
+        say("progress", done=step, total=steps, unit="steps", eta_s=(steps - step) * 1.2)
+    say("memory", rss=int(1.1e9 + 2e7 * ((step * 5) % 9)), available=4_000_000_000)
+    if step % 10 == 0:
+        say("metric", name="eval/loss", value=0.045 * (1 - part) ** 2 + 0.008, step=step)
+        say("metric", name="eval/perplexity", value=34.4 + 1.13 * (1 - part) ** 2, step=step)
+        for prompt in ("Once upon a time", "The captain looked at the sea and"):
+            say(
+                "sample",
+                step=step,
+                prompt=prompt,
+                text=f" there was a ship that had sailed for {step} days, and nobody knew why.",
+            )
+
+
+@way
 def flood(argument):
     """So many messages in all, at 20,000 a second, as an engine in a tight loop would make them."""
     begin()

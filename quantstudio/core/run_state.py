@@ -49,6 +49,13 @@ class Series:
         if len(self.x) > MAX_POINTS:
             del self.x[1::2], self.y[1::2]
 
+    def add_step(self, step: int, value: float) -> None:
+        """A value at a step. Training that was rolled back or resumed counts up again: what it undid goes."""
+        while self.x and self.x[-1] >= step:
+            self.x.pop()
+            self.y.pop()
+        self.add(step, value)
+
 
 @dataclass(slots=True)
 class RunState:
@@ -142,7 +149,7 @@ def _(message: protocol.Memory, state: RunState) -> None:
 
 @_take.register
 def _(message: protocol.Metric, state: RunState) -> None:
-    state.metrics.setdefault(message.name, Series(message.unit)).add(message.step, message.value)
+    state.metrics.setdefault(message.name, Series(message.unit)).add_step(message.step, message.value)
 
 
 @_take.register

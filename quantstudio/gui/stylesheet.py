@@ -164,6 +164,7 @@ QHeaderView::section {
     font-weight: 600;
 }
 QTableView::item, QTreeView::item { padding: 4px 8px; }
+QListWidget::item { padding: 3px 8px; }
 QTableCornerButton::section { background: $card; border: none; }
 
 QTabWidget::pane { border: none; }

@@ -112,9 +112,11 @@ class RunPage(QWidget):
         detail.cancel_asked.connect(lambda: queue.cancel(self.run_id))
         detail.kill_asked.connect(lambda: queue.kill(self.run_id))
         detail.delete_asked.connect(self.delete)
-        for card in (detail.result_card, detail.error_card):
+        for card in (detail.result_card, detail.error_card, detail.stopped_card):
             card.again_asked.connect(self.run_again)
             card.folder_asked.connect(self.open_folder)
+        for stopped in (detail.error_card, detail.stopped_card):
+            stopped.resume_asked.connect(self.resume)
         detail.result_card.compare_asked.connect(lambda: self.context.open_compare([self.run_id]))
         detail.result_card.chat_asked.connect(lambda: self.context.open_chat(str(self.folder() / MODEL)))
         QShortcut(QKeySequence.StandardKey.Delete, self.list).activated.connect(self.delete)
@@ -135,6 +137,15 @@ class RunPage(QWidget):
             self.banner.say(str(error), "warning")
             return
         self.context.open_recipe(recipe)
+
+    def resume(self) -> None:
+        """Let the chosen run go on where it stopped."""
+        try:
+            self.context.queue.resume(self.folder())
+        except QuantStudioError as error:
+            self.banner.say(str(error), "error")
+            return
+        self._look()
 
     def delete(self) -> None:
         """Delete the chosen run after asking."""

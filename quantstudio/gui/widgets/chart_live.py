@@ -29,6 +29,7 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 from quantstudio.gui.language import tr
 from quantstudio.gui.theme import active_tokens
 from quantstudio.gui.tokens import Tokens
+from quantstudio.gui.widgets import chart_legend
 from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, thinned, time_ticks
 
 HEIGHT = 150
@@ -45,8 +46,20 @@ class Line:
     colour: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A value that does not change, drawn dashed across the chart, such as what the original reaches."""
+
+    name: str
+    y: float
+    colour: int = 0
+
+
 class LiveChart(QWidget):
-    """Curves over time or steps. `show_lines` is cheap and repaints once."""
+    """Curves over time or steps. `show_lines` is cheap and repaints once.
+
+    Several curves, or reference lines, are named in a legend above the plot.
+    """
 
     def __init__(self, name: str, value_text: Callable[[float], str], *, over_time: bool = True) -> None:
         super().__init__()
@@ -54,6 +67,7 @@ class LiveChart(QWidget):
         self._x_text: Callable[[float], str] = clock if over_time else (lambda x: f"{x:g}")
         self._over_time = over_time
         self._lines: tuple[Line, ...] = ()
+        self._references: tuple[Reference, ...] = ()
         self._picked: float | None = None
         self._from_zero = over_time
         self.setMouseTracking(True)
@@ -62,18 +76,20 @@ class LiveChart(QWidget):
         self.setAccessibleName(name)
         self.setToolTip(tr("Point at the curve, or use the arrow keys, to read a value."))
 
-    def show_lines(self, lines: Sequence[Line]) -> None:
+    def show_lines(self, lines: Sequence[Line], references: Sequence[Reference] = ()) -> None:
         """Show these curves. Empty ones are left out."""
         self._lines = tuple(line for line in lines if line.x)
+        self._references = tuple(references)
         self.setAccessibleDescription(self.spoken())
         self.update()
 
     def spoken(self) -> str:
         """The curves in words, for those who cannot see them."""
-        return ". ".join(
+        curves = [
             f"{line.name}: {tr('last')} {self._value_text(line.y[-1])}, {tr('at most')} {self._value_text(max(line.y))}"
             for line in self._lines
-        )
+        ]
+        return ". ".join([*curves, *(f"{each.name}: {self._value_text(each.y)}" for each in self._references)])
 
     def picked_text(self) -> str:
         """What is read off at the crosshair; empty without one."""
@@ -142,12 +158,38 @@ class LiveChart(QWidget):
         def place(x: float, y: float) -> QPointF:
             return QPointF(plot.left() + x / high * plot.width(), plot.bottom() - (y - low_y) / span * plot.height())
 
+        self._paint_references(painter, tokens, plot, place)
         for line in self._lines:
             x, y = thinned(line.x, line.y, max(1, int(plot.width())))
             points = [place(a, b) for a, b in zip(x, y, strict=True)]
-            _paint_line(painter, points, plot, QColor(_colour(tokens, line)), fill=len(self._lines) == 1)
+            alone = len(self._lines) == 1 and not self._references
+            _paint_line(painter, points, plot, QColor(_colour(tokens, line)), fill=alone)
         if self._picked is not None:
             self._paint_picked(painter, tokens, plot, place)
+
+    def _paint_references(
+        self, painter: QPainter, tokens: Tokens, plot: QRectF, place: Callable[[float, float], QPointF]
+    ) -> None:
+        for each in self._references:
+            y = place(0.0, each.y).y()
+            painter.setPen(QPen(QColor(tokens.series[each.colour % len(tokens.series)]), 1.5, Qt.PenStyle.DashLine))
+            painter.drawLine(QPointF(plot.left(), y), QPointF(plot.right(), y))
+        painter.save()
+        painter.translate(plot.left(), _TOP - 6)
+        chart_legend.paint(painter, tokens, self._legend(), plot.width())
+        painter.restore()
+
+    def _legend(self) -> list[chart_legend.Entry]:
+        if len(self._lines) < 2 and not self._references:
+            return []
+        curves = [
+            chart_legend.Entry(f"{line.name} {self._value_text(line.y[-1])}", line.colour) for line in self._lines
+        ]
+        dashed = [
+            chart_legend.Entry(f"{each.name} {self._value_text(each.y)}", each.colour, dashed=True)
+            for each in self._references
+        ]
+        return curves + dashed
 
     def _paint_grid(self, painter: QPainter, tokens: Tokens, plot: QRectF, ticks: list[float]) -> None:
         texts = QColor(tokens.muted)
@@ -195,7 +237,9 @@ class LiveChart(QWidget):
     def _plot(self) -> QRectF:
         metrics = QFontMetricsF(self._small_font())
         left = max((metrics.horizontalAdvance(self._value_text(tick)) for tick in self._y_ticks()), default=40.0)
-        return QRectF(self.rect()).adjusted(left + _GAP + 2, _TOP, -_RIGHT, -_BOTTOM)
+        left += _GAP + 2
+        legend = chart_legend.height(self._legend(), metrics, self.width() - left - _RIGHT)
+        return QRectF(self.rect()).adjusted(left, _TOP + legend, -_RIGHT, -_BOTTOM)
 
     def _small_font(self) -> QFont:
         font = QFont(self.font())
@@ -208,8 +252,9 @@ class LiveChart(QWidget):
     def _y_ticks(self) -> list[float]:
         if not self._lines:
             return [0.0, 1.0]
-        low = 0.0 if self._from_zero else min(min(line.y) for line in self._lines)
-        return nice_ticks(low, max(max(line.y) for line in self._lines), 4)
+        fixed = [each.y for each in self._references]
+        low = 0.0 if self._from_zero else min([min(line.y) for line in self._lines] + fixed)
+        return nice_ticks(low, max([max(line.y) for line in self._lines] + fixed), 4)
 
 
 def _paint_line(painter: QPainter, points: list[QPointF], plot: QRectF, colour: QColor, *, fill: bool) -> None:

@@ -15,7 +15,7 @@ from PySide6.QtWidgets import QFrame, QGridLayout, QScrollArea, QVBoxLayout, QWi
 from quantstudio.core.humanize import human_bytes, human_seconds
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_state import RunState, Series, Status
-from quantstudio.core.run_store import RunHeader
+from quantstudio.core.run_store import RunHeader, can_resume
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import (
     MARGIN,
@@ -32,7 +32,9 @@ from quantstudio.gui.widgets.basics import (
 from quantstudio.gui.widgets.chart_live import Line, LiveChart
 from quantstudio.gui.widgets.run_log import LogFold
 from quantstudio.gui.widgets.run_steps import StepBar, StepList, steps_of
+from quantstudio.gui.widgets.run_stopped import StoppedCard
 from quantstudio.gui.widgets.run_summary import ErrorCard, ResultCard
+from quantstudio.gui.widgets.run_training import TrainingPanel, is_training
 from quantstudio.gui.widgets.run_words import detail_words, progress_words, status_level, status_words, when
 from quantstudio.gui.widgets.scroll_margin import keep_margin
 
@@ -59,7 +61,8 @@ class RunDetail(QScrollArea):
         self.result: RunResult | None = None
         self._seen = -1
         self._notices = 0
-        self.result_card, self.error_card, self.log = ResultCard(), ErrorCard(), LogFold()
+        self.result_card, self.error_card, self.stopped_card = ResultCard(), ErrorCard(), StoppedCard()
+        self.training, self.log = TrainingPanel(), LogFold()
         self._make_head()
         self._make_progress()
         self._make_charts()
@@ -72,6 +75,7 @@ class RunDetail(QScrollArea):
             banner.deleteLater()
         self._metric_charts.clear()
         _empty(self._metrics)
+        self.training.new_run()
         self.log.show_log(state.log, new_run=True)
         self.refresh()
         self.verticalScrollBar().setValue(0)
@@ -99,7 +103,7 @@ class RunDetail(QScrollArea):
             self.cancel_asked.emit,
             icon="stop",
             variant="danger",
-            tooltip=tr("Ask the run to stop and clean up. Nothing half-written is kept."),
+            tooltip=tr("Ask the run to stop and clean up. No half-written model is kept."),
         )
         self.kill = button(
             tr("Force stop"),
@@ -165,7 +169,8 @@ class RunDetail(QScrollArea):
         self._grid = QGridLayout()
         self._grid.setSpacing(SPACE)
         layout.addLayout(self.head)
-        for card in (self.progress_card, self.error_card, self.result_card, self.notices):
+        cards = (self.progress_card, self.error_card, self.stopped_card, self.result_card, self.notices, self.training)
+        for card in cards:
             layout.addWidget(card)
         layout.addLayout(self._grid)
         layout.addLayout(self._metrics)
@@ -239,8 +244,9 @@ class RunDetail(QScrollArea):
             self.memory_now.setText(f"{now}{tr('peak')} {human_bytes(max(memory.y))}")
         else:
             self.memory_now.setText("")
+        self.training.show_state(self.state)
         for name, series in self.state.metrics.items():
-            if len(series.x) > 1:
+            if len(series.x) > 1 and not is_training(name):
                 self._metric_chart(name, series).show_lines([Line(name, series.x, series.y, 1)])
 
     def _metric_chart(self, name: str, series: Series) -> LiveChart:
@@ -260,9 +266,12 @@ class RunDetail(QScrollArea):
         self.notices.setVisible(bool(self._notices))
 
     def _show_end(self) -> None:
+        resumable = self.state.status in (Status.FAILED, Status.CANCELLED) and can_resume(self.header.path)
         self.error_card.setVisible(self.state.error is not None)
         if self.state.error is not None:
-            self.error_card.show_error(self.state.error)
+            self.error_card.show_error(self.state.error, resumable=resumable)
+        self.stopped_card.setVisible(self.state.status is Status.CANCELLED)
+        self.stopped_card.show_stopped(resumable=resumable)
         if self.state.result is not None and self.result is None:
             try:
                 self.result = RunResult.model_validate(self.state.result.data)

@@ -10,6 +10,7 @@ from quantstudio.core.protocol import Error
 from quantstudio.core.result import RunResult
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import Card, button, column, icon_label, label, row
+from quantstudio.gui.widgets.run_stopped import RESUME
 
 TILE_WIDTH = 118
 _TITLES = {"change": "Perplexity", "ttft": "Time to first token"}
@@ -120,6 +121,7 @@ def key_numbers(group: Comparison) -> list[tuple[Column, Cell]]:
 class ErrorCard(Card):
     """What happened, why, and what to try."""
 
+    resume_asked = Signal()
     again_asked = Signal()
     folder_asked = Signal()
 
@@ -131,6 +133,7 @@ class ErrorCard(Card):
         self.hint = label("", wrap=True)
         for text in (self.what, self.why, self.hint):
             text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.resume = button("Resume", self.resume_asked.emit, icon="play", tooltip=RESUME)
         self.again = button(
             tr("Change and run again"),
             self.again_asked.emit,
@@ -148,10 +151,11 @@ class ErrorCard(Card):
         top.addWidget(icon_label("error", "danger"), 0, Qt.AlignmentFlag.AlignTop)
         top.addLayout(texts, 1)
         self.body.addLayout(top)
-        self.body.addLayout(row(self.again, self.folder, None))
+        self.body.addLayout(row(self.resume, self.again, self.folder, None))
 
-    def show_error(self, error: Error) -> None:
-        """Show this error."""
+    def show_error(self, error: Error, *, resumable: bool) -> None:
+        """Show this error, with Resume where there is something to go on from."""
+        self.resume.setVisible(resumable)
         self.what.setText(error.what)
         self.why.setText(error.why)
         self.hint.setText(error.hint)

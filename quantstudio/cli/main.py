@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", "-V", action="version", version=f"quantstudio {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_run, _add_resume, _add_validate, _add_runs, _add_measure, _add_chat, _add_demo):
+    adders = (_add_quantize, _add_run, _add_resume, _add_validate, _add_runs, _add_measure, _add_data, _add_chat)
+    for add in (*adders, _add_demo):
         add(commands)
     add_hub_commands(commands)
     commands.add_parser("open", help="open the window (the same as no command)")
@@ -126,6 +127,15 @@ def _add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_recipe_flags(parser, sections=("measure", "machine"), without=("measure.enabled",))
     parser.set_defaults(command=_measure)
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "show the text that a model would learn from, as the model will see it"
+    parser = commands.add_parser("data", help=text, description=text)
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("--json", action="store_true", help="print the preview as JSON")
+    add_recipe_flags(parser, sections=("data", "machine"), without=("machine.device", "machine.threads"))
+    parser.set_defaults(command=_data)
 
 
 def _add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -193,6 +203,12 @@ def _measure(options: argparse.Namespace) -> int:
     from quantstudio.cli.run import measure
 
     return measure(options)
+
+
+def _data(options: argparse.Namespace) -> int:
+    from quantstudio.cli.data import data
+
+    return data(options)
 
 
 def _chat(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from quantstudio.core import protocol
 from quantstudio.core.errors import RunNotFound
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
 from quantstudio.core.job_environment import prepare_this_process
-from quantstudio.core.jobs import MeasureJob, RunJob
+from quantstudio.core.jobs import MeasureJob, PreviewDataJob, RunJob
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
 from quantstudio.core.result import Interval, Measurement, RunResult
@@ -53,7 +53,7 @@ def resume(options: argparse.Namespace) -> int:
             why=header.damaged or "It has finished, or kept nothing to go on from.",
             hint="Start it again from its recipe.",
         )
-    return _report(_conduct(RunJob(recipe=load_recipe(folder / RECIPE), run_folder=str(folder))), home)
+    return _report(conduct_here(RunJob(recipe=load_recipe(folder / RECIPE), run_folder=str(folder))), home)
 
 
 def validate(options: argparse.Namespace) -> int:
@@ -84,9 +84,9 @@ def measure(options: argparse.Namespace) -> int:
     base = with_flags(Recipe(), given_values(options))
     resolve_model(ModelSection(id=options.model))
     job = MeasureJob(model=options.model, measure=base.measure, machine=base.machine)
-    message = _conduct(job)
+    message = conduct_here(job)
     if not isinstance(message, protocol.Result):
-        return _ending(message)
+        return ending(message)
     if options.json:
         print(json.dumps(message.data, indent=2))
     else:
@@ -111,10 +111,11 @@ def conduct_recipe(recipe: Recipe, home: Path) -> protocol.Message:
 
     if not must_download(recipe.model):
         resolve_model(recipe.model)  # a mistyped model leaves no failed run behind
-    return _conduct(RunJob(recipe=recipe, run_folder=str(create_run(home, recipe))))
+    return conduct_here(RunJob(recipe=recipe, run_folder=str(create_run(home, recipe))))
 
 
-def _conduct(job: RunJob | MeasureJob) -> protocol.Message:
+def conduct_here(job: RunJob | MeasureJob | PreviewDataJob) -> protocol.Message:
+    """Carry out a job in this process, with progress in the terminal. The terminal message."""
     prepare_this_process()
     quiet_libraries()
     cancel = threading.Event()
@@ -127,7 +128,7 @@ def _conduct(job: RunJob | MeasureJob) -> protocol.Message:
 
 def _report(message: protocol.Message, home: Path) -> int:
     if not isinstance(message, protocol.Result):
-        return _ending(message)
+        return ending(message)
     from quantstudio.core.report import terminal_table
     from quantstudio.core.run_store import MODEL
 
@@ -140,7 +141,8 @@ def _report(message: protocol.Message, home: Path) -> int:
     return OK
 
 
-def _ending(message: protocol.Message) -> int:
+def ending(message: protocol.Message) -> int:
+    """The exit status of a job that did not end in a result, which is said."""
     if isinstance(message, protocol.Error):
         print_error(message)
         return FAILED

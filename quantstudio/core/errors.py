@@ -141,6 +141,18 @@ class PicklesOnly(QuantStudioError):
     kind = "pickles_only"
 
 
+class DataUnusable(QuantStudioError):
+    """The text to learn from is missing, too short, or not what it should be."""
+
+    kind = "data"
+
+
+class PackageMissing(QuantStudioError):
+    """What was asked for needs a Python package that is not installed."""
+
+    kind = "package_missing"
+
+
 class WorkerLost(QuantStudioError):
     """The process that did the work ended without saying how."""
 

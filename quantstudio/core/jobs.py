@@ -13,6 +13,7 @@ from quantstudio.core.contest import QUANTIZED, Contestant
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.hub import ModelId, Revision, SearchQuery
 from quantstudio.core.recipe import MachineSection, MeasureSection, Recipe
+from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.section import Plain
 
 
@@ -129,8 +130,18 @@ class ContestJob(Plain):
     """Who takes part beside the original."""
 
 
+class PreviewDataJob(Plain):
+    """Show what a model would learn from. Result: `data_preview.DataPreview`."""
+
+    kind: Literal["preview_data"] = "preview_data"
+    model: str
+    """Whose tokenizer and chat template: `starter`, a folder, or `owner/name` of a model in the cache."""
+    data: DataSection = Field(default_factory=DataSection)
+    seed: int = Field(default=0, ge=0)
+
+
 HubJob = SearchJob | DetailsJob | DownloadJob | VerifyJob | RemoveJob | AccountJob
-AnyJob = RunJob | MeasureJob | ChatJob | HubJob
+AnyJob = RunJob | MeasureJob | ChatJob | PreviewDataJob | HubJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 
 

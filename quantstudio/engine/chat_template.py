@@ -37,8 +37,12 @@ def render(
     messages: Sequence[ChatMessage],
     stop: threading.Event,
     seconds: float = MAX_SECONDS,
+    *,
+    answer_next: bool = True,
 ) -> str:
     """The conversation as text, ending where the model's answer begins; empty when `stop` is set meanwhile.
+
+    Without `answer_next` it ends with its last message.
 
     Raises ModelUnsupported when there is no template or it fails, ModelUnsafe when it exceeds a bound.
     """
@@ -47,7 +51,7 @@ def render(
     deadline = time.monotonic() + seconds
     try:
         with _interrupted_when(lambda: stop.is_set() or time.monotonic() > deadline):
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
     except _Interrupted:
         if stop.is_set():
             return ""

@@ -18,7 +18,7 @@ from typing import Any
 from quantstudio.core import protocol, run_store
 from quantstudio.core.disk import partial_of, remove_tree
 from quantstudio.core.errors import Cancelled, QuantStudioError, RunBusy, RunNotFound
-from quantstudio.core.jobs import AnyJob, ChatJob, DownloadJob, HubJob, MeasureJob, RunJob, Turn
+from quantstudio.core.jobs import AnyJob, ChatJob, DownloadJob, HubJob, MeasureJob, PreviewDataJob, RunJob, Turn
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import load_recipe
 from quantstudio.core.result import RunResult
@@ -48,6 +48,8 @@ def conduct(job: AnyJob, sink: Sink, cancel: threading.Event, requests: Requests
         case ChatJob():
             log = _log_to(sink)
             return _finish(sink, _attempt(lambda: _chat(job, requests or queue.Queue(), sink, cancel), None, log))
+        case PreviewDataJob():
+            return _finish(sink, _attempt(lambda: _preview_data(job, sink, cancel), None, _log_to(sink)))
         case _:
             return _finish(sink, _attempt(lambda: _hub(job, sink, cancel), None, _log_to(sink)))
 
@@ -163,6 +165,12 @@ def _chat(job: ChatJob, requests: Requests, sink: Sink, cancel: threading.Event)
 
         run_chat(job, requests, Reporter(sink, cancel))
         return {}
+
+
+def _preview_data(job: PreviewDataJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
+    from quantstudio.engine.data.preview import preview_for
+
+    return preview_for(job, Reporter(sink, cancel)).model_dump(mode="json")
 
 
 def _hub(job: HubJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUT
         model, counts = load_quantized(folder, config, chooser, reporter)
     model.eval()
     _straighten_head_input(model)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     return LoadedModel(model, tokenizer, target, folder, counts, _end_tokens(model, tokenizer))
 
 
@@ -105,7 +105,8 @@ def _load_original(folder: Path) -> PreTrainedModel:
         ) from error
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model folder that was found safe; None when it has none. Raises ModelDamaged."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:

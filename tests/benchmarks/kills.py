@@ -23,18 +23,8 @@ from pathlib import Path
 FLAGS = {
     "gptq": ["--method.kind", "gptq", "--data.calibration_sequences", "32", "--data.sequence_length", "256"],
     "qat": [
-        "--method.kind",
-        "qat",
-        "--method.steps",
-        "12",
-        "--method.batch_sequences",
-        "4",
-        "--method.evaluations",
-        "6",
-        "--data.sequence_length",
-        "128",
-        "--data.held_out_sequences",
-        "8",
+        *("--method.kind", "qat", "--method.steps", "12", "--method.batch_sequences", "4"),
+        *("--method.evaluations", "6", "--data.sequence_length", "128", "--data.held_out_sequences", "8"),
     ],
 }
 COMMON = ["--measure.enabled", "no", "--machine.device", "cpu"]

@@ -77,7 +77,15 @@ def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = commands.add_parser("quantize", help=text, description=text)
     parser.add_argument("model", nargs="?", metavar="MODEL", help=f"{_MODEL_HELP} (default: starter)")
     text = "where the flags start from; the values in [brackets] below are those of 'recommended'"
-    presets = ("recommended", "smallest", "fastest", "closest")
+    presets = (
+        "recommended",
+        "smallest",
+        "fastest",
+        "closest",
+        "best-int4",
+        "trained-int4",
+        "smallest-usable",
+    )
     parser.add_argument("--preset", choices=presets, default="recommended", help=text)
     parser.add_argument("--save-recipe", type=Path, metavar="FILE", help="write the recipe as TOML and stop")
     add_recipe_flags(parser)

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from quantstudio.core.errors import DiskProblem, ModelUnsupported, OutOfMemory, QuantStudioError, RecipeError
+from quantstudio.core.estimate_method import data_faults, method_disk, method_memory, method_seconds
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
@@ -104,10 +105,10 @@ def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path)
     """
     plan = make_plan(info, recipe)
     output = plan.sizes.total
-    quantize_memory = BASE_MEMORY + BLOCK_MEMORY + 2 * _largest_experts(info)
+    quantize_memory = BASE_MEMORY + BLOCK_MEMORY + 2 * _largest_experts(info) + method_memory(info, recipe)
     measure_memory = _measure_memory(info, output) if recipe.measure.enabled else 0
-    disk = output + COMPANION_BYTES
-    seconds = _seconds(info, recipe, machine, output)
+    disk = output + COMPANION_BYTES + method_disk(info, recipe)
+    seconds = _seconds(info, recipe, machine, output) + method_seconds(info, recipe, machine)
     costs = Estimate(
         output_bytes=output,
         disk_bytes=disk,
@@ -123,6 +124,7 @@ def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path)
         *_model_problems(info, recipe, plan),
         *_memory_problems(costs, machine),
         *_disk_problems(costs, machine, runs_home),
+        *(_error(field, text, hint, RecipeError) for field, text, hint in data_faults(recipe)),
         *_measure_problems(info, recipe),
         *_device_problems(recipe, machine),
     ]

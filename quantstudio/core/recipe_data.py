@@ -130,7 +130,7 @@ class DataSection(Section):
     )
     loss: Literal["answers", "all"] = Field(
         default="answers",
-        title="Learn from",
+        title="What counts",
         description="In conversations: only the answers count while training, or every word. Plain text always "
         "counts as a whole.",
         json_schema_extra={"advanced": True, "labels": {"answers": "Answers only", "all": "Every word"}},

@@ -110,9 +110,16 @@ def _as_recipe_error(error: ValidationError) -> RecipeError:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """Pydantic's location without list indices and without the names it gives to union members."""
-    names = [str(part) for part in location if isinstance(part, str) and part.isidentifier()]
-    tags = {"w4a16", "w4a8", "w8a16", "w8a8", "rtn", "builtin", "file", "constrained", "int"}
-    return ".".join(name for name in names if name not in tags)
+    unions = {spec.path.removesuffix(".kind") for spec in field_specs() if spec.path.endswith(".kind")}
+    names: list[str] = []
+    tag_follows = False
+    for part in location:
+        if tag_follows:
+            tag_follows = False
+        elif isinstance(part, str) and part.isidentifier() and part not in ("constrained", "int"):
+            names.append(part)
+            tag_follows = ".".join(names) in unions
+    return ".".join(names)
 
 
 def _words(item: Any) -> str:

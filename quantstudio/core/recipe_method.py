@@ -215,6 +215,10 @@ METHOD_LABELS: dict[str, JsonValue] = {
     "qat": "QAT (trained)",
     "finetune_gptq": "Fine-tune, then GPTQ",
 }
+PRESET_STEPS = {"quick": 50, "better": 200, "best": 400}
+"""Steps that belong to 'How long'."""
+STEP_TOKENS = 8192
+"""Tokens that a step sees unless the recipe says otherwise."""
 NEEDS_DATA = frozenset({"gptq", "awq", "smoothquant", "qat", "finetune_gptq"})
 """Methods that read the recipe's data section."""
 METHOD_NAMES = {

@@ -88,6 +88,8 @@ Precision = Annotated[
     Uniform | AverageBits | FileSize | LargestLoss | PerLayer,
     Field(discriminator="kind"),
 ]
+TARGETS = frozenset({"average_bits", "file_size", "largest_loss"})
+"""Kinds that have the layers' sensitivity measured, which reads the recipe's data section."""
 PRECISION_LABELS: dict[str, JsonValue] = {
     "uniform": "The same for every layer",
     "average_bits": "By sensitivity, to an average",

@@ -13,14 +13,19 @@ from typing import Any
 
 from quantstudio.core.errors import LayerMisfit, QuantStudioError
 from quantstudio.core.estimate import Estimate, Level, estimate
+from quantstudio.core.estimate_method import method_seconds
 from quantstudio.core.fieldspec import field_specs, nested
+from quantstudio.core.humanize import rough_seconds
 from quantstudio.core.library import resolve_model
-from quantstudio.core.machine import read_machine
+from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import field_problems, recipe_from_dict
+from quantstudio.core.recipe_method import PRESET_STEPS, FineTune, Qat
+from quantstudio.gui.forms.group_size import hint as group_size_hint
 
-MODEL_FIELD, MISFIT_FIELD = "model.id", "layers.on_misfit"
+MODEL_FIELD, MISFIT_FIELD, GROUP_FIELD = "model.id", "layers.on_misfit", "scheme.group_size"
+HOW_LONG_FIELD = "method.preset"
 MISFIT_HELP = "Another way out: let the layers that do not fit have a smaller group, or stay in bf16."
 Problems = dict[str, tuple[str, str]]
 """Field → (words, level: error, warning or info)."""
@@ -52,10 +57,28 @@ def work_out(values: Mapping[str, Any], runs_folder: Path) -> Cost:
     except QuantStudioError as error:
         return Cost(recipe=recipe, problems={error.field or MODEL_FIELD: (str(error), "error")})
     try:
-        costs = estimate(info, recipe, read_machine(runs_folder), runs_folder)
+        machine = read_machine(runs_folder)
+        costs = estimate(info, recipe, machine, runs_folder)
     except QuantStudioError as error:
         return Cost(recipe, info, problems={error.field or MODEL_FIELD: (str(error), "error")})
-    return Cost(recipe, info, costs, _by_field(costs))
+    problems = _by_field(costs)
+    if text := times_text(info, recipe, machine):
+        problems.setdefault(HOW_LONG_FIELD, (text, "info"))
+    if text := group_size_hint(recipe.scheme.kind, data["scheme"].get("group_size")):
+        problems.setdefault(GROUP_FIELD, (text, "info"))
+    return Cost(recipe, info, costs, problems)
+
+
+def times_text(info: ModelInfo, recipe: Recipe, machine: Machine) -> str:
+    """How long each length of training takes here, roughly; empty without training or with steps of one's own."""
+    method = recipe.method
+    if not isinstance(method, Qat | FineTune) or method.steps:
+        return ""
+    times = []
+    for preset in PRESET_STEPS:
+        other = recipe.model_copy(update={"method": method.model_copy(update={"preset": preset})})
+        times.append(f"{preset.capitalize()} {rough_seconds(method_seconds(info, other, machine))}")
+    return f"On this machine, roughly: {', '.join(times)}."
 
 
 def _by_field(costs: Estimate) -> Problems:

@@ -49,3 +49,53 @@ def test_several_problems_of_one_field_stand_together_and_the_worst_counts(ask, 
     assert level == "warning"
     assert "a.*" in text
     assert "b.*" in text
+
+
+def test_training_says_how_long_it_takes_here_and_costs_more(ask):
+    plain, trained = ask(), ask(method__kind="qat")
+    text, level = trained.problems["method.preset"]
+    assert level == "info"
+    assert [word for word in ("Quick", "Better", "Best") if word in text] == ["Quick", "Better", "Best"]
+    assert trained.startable
+    assert trained.estimate.seconds > plain.estimate.seconds
+    assert trained.estimate.quantize_memory_bytes > plain.estimate.quantize_memory_bytes
+    assert "method.preset" not in ask(method__kind="qat", method__steps=7).problems
+
+
+def test_better_takes_longer_than_quick_and_lora_less_memory(ask):
+    quick, better = ask(method__kind="qat"), ask(method__kind="qat", method__preset="better")
+    assert better.estimate.seconds > 2 * quick.estimate.seconds
+    lora = ask(method__kind="qat", method__train="lora")
+    assert lora.estimate.quantize_memory_bytes < quick.estimate.quantize_memory_bytes
+
+
+def test_data_is_looked_at_only_where_it_is_read(ask, tmp_path):
+    missing = {"data__source__kind": "file", "data__source__path": str(tmp_path / "no.jsonl")}
+    assert ask(**missing).startable
+    cost = ask(method__kind="gptq", **missing)
+    assert not cost.startable
+    assert "no.jsonl" in cost.problems["data.source.path"][0]
+    (tmp_path / "no.jsonl").write_text('{"text": "a"}\n')
+    assert ask(method__kind="gptq", **missing).startable
+    assert not ask(precision__kind="average_bits", data__source__kind="folder").startable
+    assert not ask(method__kind="awq", data__source__kind="hub").startable
+    assert not ask(method__kind="awq", data__source__kind="prompts", data__source__saved_chats=False).startable
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"method__kind": "gptq", "method__damping": 0.0}, "method.damping"),
+        ({"method__kind": "qat", "method__temperature": 99.0}, "method.temperature"),
+        ({"data__source__kind": "hub", "data__source__dataset": "a b"}, "data.source.dataset"),
+        ({"precision__kind": "per_layer", "precision__bits": ["x=5"]}, "precision.bits"),
+    ],
+)
+def test_problems_of_new_sections_stand_at_their_fields(ask, values, field):
+    assert list(ask(**values).problems) == [field]
+
+
+def test_large_groups_with_few_bits_get_a_hint(ask):
+    assert ask(scheme__kind="w3a16").problems["scheme.group_size"][1] == "info"
+    assert not ask(scheme__kind="w3a16", scheme__group_size=32).problems
+    assert not ask(scheme__kind="w8a16").problems

@@ -194,3 +194,46 @@ def test_the_caption_of_a_choice_says_what_was_chosen(form):
     assert row.caption.text().startswith("4-bit weights, 16-bit activations")
     form.set_values(flat(preset_recipe(Preset.CLOSEST).model_dump(mode="json")))
     assert row.caption.text().startswith("8-bit weights, 16-bit activations")
+
+
+def test_text_to_learn_from_is_asked_for_only_where_it_is_read(form):
+    data = form.section("data")
+    assert not data.isVisible()
+    for values in ({"method.kind": "gptq"}, {"method.kind": "rtn", "precision.kind": "average_bits"}):
+        form.set_values(values)
+        assert data.isVisible()
+    form.set_values({"precision.kind": "uniform"})
+    assert not data.isVisible()
+    form.set_problems({"data.source.path": ("There is no file.", "error")})
+    assert data.isVisible(), "a problem is never hidden"
+
+
+def test_training_shows_three_choices_and_folds_the_rest(form):
+    form.set_values({"method.kind": "qat"})
+    shown = {path for path in PATHS if path.startswith("method.") and form.row(path).isVisible()}
+    assert shown == {"method.kind", "method.preset", "method.train", "method.loss"}
+
+
+def pick(form, qtbot, path, value):
+    combo = form.editor(path).combo
+    combo.setCurrentIndex(combo.findData(value))
+    combo.activated.emit(combo.currentIndex())
+
+
+def test_few_bits_suggest_small_groups_until_somebody_chooses(form, qtbot):
+    pick(form, qtbot, "scheme.kind", "w3a16")
+    assert form.values()["scheme.group_size"] == 32
+    pick(form, qtbot, "scheme.kind", "w4a16")
+    assert form.values()["scheme.group_size"] == 128
+    form.editor("scheme.group_size").set_value(64)
+    pick(form, qtbot, "scheme.kind", "w2a16")
+    assert form.values()["scheme.group_size"] == 64
+
+
+@pytest.mark.parametrize("value", [0.0005, 3.5, 0.01, 1000.0, 0.0])
+def test_numbers_are_shown_as_they_are(qtbot, value):
+    editor = form_editor(qtbot, FloatEditor, FieldKind.FLOAT, minimum=0.0, maximum=1e6)
+    editor.set_value(value)
+    assert editor.value() == value
+    assert float(editor.box.text().replace(",", "")) == value
+    assert not editor.box.text().endswith((".0", "."))

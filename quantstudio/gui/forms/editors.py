@@ -28,7 +28,11 @@ from quantstudio.gui.widgets.basics import button, wrapped
 from quantstudio.gui.widgets.switch import Switch
 
 INT_MAX = 2**31 - 1
+DECIMALS = 6
+"""Enough for learning rates, which are as small as 0.00001."""
 LINES_HEIGHT = 76
+TEXT_FILES = "Text files (*.txt *.md);;All files (*)"
+DATA_FILES = "Text, JSON lines and Parquet (*.txt *.md *.jsonl *.parquet);;All files (*)"
 CHOICE_WIDTH, NUMBER_WIDTH, TEXT_WIDTH = 320, 150, 480
 """Widest that controls grow: a number in a box as wide as the page is hard to read."""
 
@@ -142,16 +146,26 @@ class IntEditor(Editor):
             self.box.setValue(int(value))
 
 
+class _PlainDoubleBox(QDoubleSpinBox):
+    """Shows 0.0005 as it is and 3.5 without zeros behind it."""
+
+    def textFromValue(self, value: float) -> str:  # noqa: N802 - Qt's name
+        text = self.locale().toString(value, "f", self.decimals())
+        point = self.locale().decimalPoint()
+        return text.rstrip("0").removesuffix(point) if point in text else text
+
+
 class FloatEditor(Editor):
-    """A number within the field's limits."""
+    """A number within the field's limits. Steps are a tenth of the number's own size."""
 
     def __init__(self, spec: FieldSpec) -> None:
-        self.box = QDoubleSpinBox()
+        self.box = _PlainDoubleBox()
         low = 0.0 if spec.minimum is None else spec.minimum
         high = float(INT_MAX) if spec.maximum is None else spec.maximum
+        self.box.setDecimals(DECIMALS)
         self.box.setRange(low, high)
-        self.box.setDecimals(2 if high - low > 1 else 3)
-        self.box.setSingleStep(0.05 if high - low <= 5 else 1.0)
+        self.box.setStepType(QDoubleSpinBox.StepType.AdaptiveDecimalStepType)
+        self.box.setSpecialValueText(tr(spec.zero))
         super().__init__(spec, self.box, NUMBER_WIDTH)
         _ignore_idle_wheel(self.box)
         _describe_inner(self.box, spec)
@@ -216,9 +230,8 @@ class FileEditor(Editor):
         self.line.setText(str(value))
 
     def _browse(self) -> None:
-        chosen, _ = QFileDialog.getOpenFileName(
-            self, tr(self.spec.title), self.value(), tr("Text files (*.txt *.md);;All files (*)")
-        )
+        kinds = DATA_FILES if self.spec.section == "data" else TEXT_FILES
+        chosen, _ = QFileDialog.getOpenFileName(self, tr(self.spec.title), self.value(), tr(kinds))
         if chosen:
             self.set_value(chosen)
             self.changed.emit()

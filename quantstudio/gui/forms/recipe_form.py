@@ -15,13 +15,17 @@ from PySide6.QtWidgets import QHBoxLayout, QPushButton, QSizePolicy, QVBoxLayout
 
 from quantstudio.core.fieldspec import FieldSpec, field_specs, is_shown
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_method import NEEDS_DATA
+from quantstudio.core.recipe_precision import TARGETS
 from quantstudio.gui.forms.editors import Editor, editor_for
+from quantstudio.gui.forms.group_size import GroupSizeHelper
 from quantstudio.gui.language import tr
 from quantstudio.gui.theme import set_icon
 from quantstudio.gui.widgets.basics import Card, button, label, restyle, wrapped
 from quantstudio.gui.widgets.basics import row as beside
 
 LABEL_WIDTH = 136
+_FIRST = ("model", "scheme", "method", "data", "precision")
 ERROR, WARNING, INFO = "error", "warning", "info"
 
 
@@ -95,7 +99,16 @@ class SectionCard(Card):
         self.body.addLayout(beside(label(title, "heading"), None, self.fold))
         for row in sorted(rows, key=lambda row: row.spec.advanced):
             self.body.addWidget(row)
+        self._actions = QHBoxLayout()
+        self._actions.setSpacing(8)
+        self._actions.setContentsMargins(LABEL_WIDTH + 16, 0, 0, 0)
+        self.body.addLayout(self._actions)
         self.set_open(is_open=False)
+
+    def add_action(self, action: QPushButton) -> None:
+        """Put a button below the fields."""
+        self._actions.insertWidget(self._actions.count(), action, 0, Qt.AlignmentFlag.AlignLeft)
+        self._actions.setStretch(self._actions.count() - 1, 1)
 
     def is_open(self) -> bool:
         """Whether the advanced fields are shown."""
@@ -135,7 +148,8 @@ class RecipeForm(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(12)
-        for section, info in Recipe.model_fields.items():
+        for section in form_order():
+            info = Recipe.model_fields[section]
             rows = [row for row in self._rows.values() if row.spec.section == section]
             if rows:
                 self._cards[section] = SectionCard(info.title or section, rows)
@@ -144,6 +158,8 @@ class RecipeForm(QWidget):
         for row in self._rows.values():
             row.editor.set_value(row.spec.default)
             row.editor.changed.connect(self._on_changed)
+        self._group_size = GroupSizeHelper(self.editor("scheme.kind"), self.editor("scheme.group_size"))
+        self._problems: Mapping[str, tuple[str, str]] = {}
         self._show_rows()
 
     def editor(self, path: str) -> Editor:
@@ -173,6 +189,7 @@ class RecipeForm(QWidget):
 
     def set_problems(self, problems: Mapping[str, tuple[str, str]]) -> None:
         """Show each field's (text, level) under it and clear all others; a text unfolds its section."""
+        self._problems = problems
         for path, row in self._rows.items():
             text, level = problems.get(path, ("", INFO))
             row.say(text, level)
@@ -186,5 +203,19 @@ class RecipeForm(QWidget):
 
     def _show_rows(self) -> None:
         values = self.values()
-        for card in self._cards.values():
+        for name, card in self._cards.items():
             card.show_rows(values)
+            troubled = any(path.startswith(f"{name}.") for path in self._problems)
+            card.setVisible(troubled or matters(name, values))
+
+
+def form_order() -> list[str]:
+    """Sections in the order in which people decide: what, how, from what, and then the rest as declared."""
+    declared = list(Recipe.model_fields)
+    return sorted(declared, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+
+def matters(section: str, values: Mapping[str, Any]) -> bool:
+    """Whether what the section says is read under these values. Text to learn from is read by few methods."""
+    reads_text = values["method.kind"] in NEEDS_DATA or values["precision.kind"] in TARGETS
+    return section != "data" or reads_text

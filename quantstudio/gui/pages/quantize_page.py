@@ -34,6 +34,7 @@ DEBOUNCE_MS = 120
 COPIED_MS = 1500
 PANEL_WIDTH, PANEL_WIDEST = 280, 380
 FORM_WIDTH = 780
+PRESET_SECTIONS = ("scheme", "precision", "layers", "method")
 TOML_FILTER = "Recipes (*.toml);;All files (*)"
 
 
@@ -80,7 +81,7 @@ class QuantizePage(QWidget):
     def pick_preset(self, preset: Preset) -> None:
         """Quantize as this preset does; model, measurement, output and machine stay as they are."""
         made = preset_recipe(preset).model_dump(mode="json")
-        self.form.set_values(flat({name: made[name] for name in ("scheme", "layers", "method")}))
+        self.form.set_values(flat({name: made[name] for name in PRESET_SECTIONS}))
 
     def start(self) -> None:
         """Put the recipe in the queue and show its run."""

@@ -1,0 +1,129 @@
+"""What calibrated and trained methods cost beside writing the result: memory, disk and time. Estimates.
+
+Calibration holds the largest block of the model and the text on its way through it. Training holds the model as it
+trains (weights, gradients and two averages in fp32) and the original it learns from; LoRA needs neither gradients nor
+averages of the large matrices. Rates are those of one 2-core machine without a GPU; a GPU is taken to be fifty times as
+fast as a core, which is coarse, and the range around the middle is wide for that reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantstudio.core.machine import Machine
+from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_data import FileData, FolderData, HubData, OwnPrompts
+from quantstudio.core.recipe_method import NEEDS_DATA, PRESET_STEPS, STEP_TOKENS, FineTune, Qat
+from quantstudio.core.recipe_precision import TARGETS
+
+CALIBRATION_COPIES, CALIBRATION_SPARE = 6, 1_000_000_000
+"""Peak memory of calibration: so many times the largest block, the activations, and this."""
+TRAINED_BYTES, LORA_BYTES = 16, 4
+"""Bytes per weight while training: weight, gradient and two averages in fp32; frozen weights in fp32."""
+TEACHER_BYTES = 4
+TRAINING_SPARE = 1_500_000_000
+"""Activations and scores of a micro-batch, which is chosen to fit."""
+TRAIN_FLOPS_PER_CORE = 5e10
+"""fp32 with fake quantization on a core with AVX-512."""
+GPU_IN_CORES = 50
+TRAIN_FLOPS, LORA_FLOPS, TEACHER_FLOPS = 6, 4, 2
+"""Per weight and token: forward and backward; without gradients of frozen weights; the original's forward."""
+CALIBRATE_FLOPS = 6
+"""Per weight and token: twice through each block, and the sums of products of its inputs."""
+SENSITIVITY_RUNS = 3
+"""Measuring sensitivity runs the model about so many times for each layer, on an eighth of the text."""
+
+
+def method_memory(info: ModelInfo, recipe: Recipe) -> int:
+    """Peak bytes that the method needs beside the libraries; 0 for methods without data."""
+    method, weights = recipe.method, info.parameters
+    if isinstance(method, Qat | FineTune):
+        per_weight = LORA_BYTES if method.train == "lora" else TRAINED_BYTES
+        teacher = 0 if method.loss == "cross_entropy" or method.train == "lora" else TEACHER_BYTES
+        return weights * (per_weight + teacher) + TRAINING_SPARE
+    if reads_data(recipe):
+        activations = 2 * 4 * _calibration_tokens(recipe) * info.hidden_size
+        return CALIBRATION_COPIES * _largest_block(info) + activations + CALIBRATION_SPARE
+    return 0
+
+
+def method_disk(info: ModelInfo, recipe: Recipe) -> int:
+    """Bytes of what is kept while the method works, so that it can go on after a kill."""
+    method = recipe.method
+    if isinstance(method, Qat | FineTune):
+        return info.parameters * (1 if method.train == "lora" else 3 * 4)
+    return info.parameters if method.kind in NEEDS_DATA else 0
+
+
+def method_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
+    """Seconds that the method takes beside reading, rounding and writing."""
+    method, weights = recipe.method, info.parameters
+    rate = TRAIN_FLOPS_PER_CORE * _cores(recipe, machine)
+    calibration = CALIBRATE_FLOPS * weights * _calibration_tokens(recipe) / rate
+    seconds = calibration if method.kind in NEEDS_DATA else 0.0
+    if isinstance(method, Qat | FineTune):
+        flops = LORA_FLOPS if method.train == "lora" else TRAIN_FLOPS
+        flops += 0 if method.loss == "cross_entropy" else TEACHER_FLOPS
+        held_out = recipe.data.held_out_sequences * recipe.data.sequence_length
+        judged = 2 * TEACHER_FLOPS * weights * held_out * method.evaluations
+        seconds += (flops * weights * _trained_tokens(recipe, method) + judged) / rate
+    if recipe.precision.kind in TARGETS:
+        seconds += SENSITIVITY_RUNS * len(info.slots) * 2 * weights * _calibration_tokens(recipe) / 8 / rate
+    return seconds
+
+
+def reads_data(recipe: Recipe) -> bool:
+    """Whether anything in the recipe reads its data section."""
+    return recipe.method.kind in NEEDS_DATA or recipe.precision.kind in TARGETS
+
+
+def data_faults(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """What can be seen to be wrong with the data before it is read: (field, what, hint)."""
+    if not reads_data(recipe):
+        return
+    source = recipe.data.source
+    if isinstance(source, FileData):
+        yield from _path_faults("data.source.path", source.path, kind="file")
+    elif isinstance(source, FolderData):
+        yield from _path_faults("data.source.folder", source.folder, kind="folder")
+    elif isinstance(source, OwnPrompts) and not source.prompts and not source.saved_chats:
+        yield "data.source.prompts", "There are no prompts.", "Write some, or turn on 'Saved chats'."
+    elif isinstance(source, HubData) and not source.dataset:
+        yield "data.source.dataset", "No dataset is named.", "Write its name on the Hub, such as owner/name."
+
+
+def _path_faults(field: str, text: str, *, kind: str) -> Iterator[tuple[str, str, str]]:
+    path, hint = Path(text).expanduser(), f"Choose a {kind}, or the built-in books."
+    if not text:
+        yield field, f"No {kind} is chosen.", hint
+    elif not (path.is_file() if kind == "file" else path.is_dir()):
+        yield field, f"There is no {kind} {path}.", hint
+
+
+def _trained_tokens(recipe: Recipe, method: Qat | FineTune) -> int:
+    steps = method.steps or PRESET_STEPS[method.preset]
+    length = recipe.data.sequence_length
+    return steps * length * (method.batch_sequences or max(1, STEP_TOKENS // length))
+
+
+def _calibration_tokens(recipe: Recipe) -> int:
+    return recipe.data.calibration_sequences * recipe.data.sequence_length
+
+
+def _cores(recipe: Recipe, machine: Machine) -> int:
+    if machine.gpu and recipe.machine.device != "cpu":
+        return GPU_IN_CORES
+    return max(1, min(recipe.machine.threads or machine.cores, machine.cores))
+
+
+def _largest_block(info: ModelInfo) -> int:
+    """Bytes of the block that has most of them: what lies under one number in the tensors' names."""
+    blocks: dict[str, int] = {}
+    for tensor in info.tensors:
+        found = re.match(r"(.*?\.\d+)\.", tensor.name)
+        if found:
+            blocks[found.group(1)] = blocks.get(found.group(1), 0) + tensor.nbytes
+    return max(blocks.values(), default=0)

@@ -104,8 +104,8 @@ class _Training(Section):
     loss: Literal["distil", "cross_entropy", "mixed"] = Field(
         default="distil",
         title="Learn from",
-        description="distil: the unquantized model's probabilities for every word, which wins back most; "
-        "cross_entropy: the next word of the text alone; mixed: the mean of both.",
+        description="The original model's probabilities for every word (distil), which wins back most; the next word "
+        "of the text alone (cross_entropy); or the mean of both (mixed).",
         json_schema_extra={
             "labels": {"distil": "The original model", "cross_entropy": "The text alone", "mixed": "Both"}
         },

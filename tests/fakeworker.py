@@ -132,6 +132,54 @@ def train_step(step, steps):
 
 
 @way
+def preview(argument):
+    """Shows a text: "chat" with answers that count alone, "broken" cannot be read, "wait" takes its time."""
+    begin()
+    say("phase", id="data", title="Reading the text", index=0, total=1)
+    if argument == "broken":
+        hint = "Save it as UTF-8, or choose another file."
+        say("error", kind="data", what="The file notes.txt cannot be read.", why="It is no UTF-8 text.", hint=hint)
+        return
+    if argument == "wait":
+        wait_for("cancel")
+        say("cancelled")
+        return
+    say("result", data=chat_preview() if argument == "chat" else book_preview())
+
+
+def book_preview():
+    one = "the last words of a book.<|endoftext|>CHAPTER I. Call me what you will; the sea was calm that day. "
+    summary = {"source": "Six books (built in)", "licence": "public domain", "documents": 6, "tokens": 3_412_480}
+    summary |= {"sequence_length": 512, "calibration_sequences": 128, "training_sequences": 6473}
+    summary |= {"held_out_sequences": 64, "training_loss_tokens": 3_314_176, "left_out_tokens": 212}
+    texts = [(split, one * (3 + number)) for split in ("training", "calibration", "held_out") for number in range(3)]
+    return {
+        "summary": summary | {"fingerprint": "a" * 64},
+        "sequences": [
+            {"split": split, "text": text, "counted": [[0, len(text)]], "tokens": 512, "cut": False}
+            for split, text in texts
+        ],
+        "warnings": [],
+    }
+
+
+def chat_preview():
+    data = book_preview()
+    question, answer = (
+        "<|im_start|>user\nWhat is a knot? 🪢<|im_end|>",
+        "<|im_start|>assistant\nA knot is a mile.<|im_end|>",
+    )
+    text = question + answer + question
+    start = len(question)
+    data["sequences"] = [
+        {"split": "training", "text": text, "counted": [[start, start + len(answer)]], "tokens": 40, "cut": True}
+    ]
+    data["warnings"] = ["2 of 40 chats have no answer and were left out."]
+    data["summary"] |= {"source": "My prompts and chats", "licence": "", "documents": 38}
+    return data
+
+
+@way
 def flood(argument):
     """So many messages in all, at 20,000 a second, as an engine in a tight loop would make them."""
     begin()

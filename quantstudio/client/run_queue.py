@@ -60,6 +60,11 @@ class RunQueue(QObject):
         self._entries: dict[str, _Entry] = {}
 
     @property
+    def command(self) -> Sequence[str] | None:
+        """What starts a worker; None: the real one."""
+        return self._command
+
+    @property
     def runs(self) -> list[tuple[str, RunState]]:
         """Every run of this queue with its state, in the order in which they were added."""
         return [(run_id, entry.state) for run_id, entry in self._entries.items()]

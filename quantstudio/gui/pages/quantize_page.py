@@ -26,6 +26,7 @@ from quantstudio.gui.cost import MODEL_FIELD, Cost, work_out
 from quantstudio.gui.forms.editors import ModelEditor
 from quantstudio.gui.forms.recipe_form import RecipeForm
 from quantstudio.gui.language import tr
+from quantstudio.gui.quantize_tools import QuantizeTools
 from quantstudio.gui.widgets.basics import GAP, MARGIN, SPACE, Banner, PageHeader, button, label, page_layout
 from quantstudio.gui.widgets.cost_panel import CostPanel
 from quantstudio.gui.widgets.preset_bar import PresetBar, preset_of
@@ -46,6 +47,7 @@ class QuantizePage(QWidget):
         self.context = context
         self.cost, self._checked = Cost(), False
         self.form = RecipeForm()
+        self.tools = QuantizeTools(self, context, self.form)
         self.presets = PresetBar()
         self.panel = CostPanel()
         self.banner = Banner()
@@ -196,6 +198,7 @@ class QuantizePage(QWidget):
         self.cost, self._checked = cost, True
         self.form.set_problems(cost.problems)
         self.panel.show_cost(cost)
+        self.tools.show_recipe(cost.recipe)
         for needs_recipe in (self.copy_button, self.save_button):
             needs_recipe.setEnabled(cost.recipe is not None)
         self.start_button.setEnabled(cost.startable)

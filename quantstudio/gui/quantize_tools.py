@@ -1,0 +1,54 @@
+"""What the Quantize page opens beside its form: a look at the data, the bits of every layer, the search for the best.
+
+The page tells what recipe the form says (`show_recipe`); each tool starts workers of its own and writes back through
+the form, so that the recipe stays the one truth.
+"""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QObject
+from PySide6.QtWidgets import QWidget
+
+from quantstudio.client.job_call import JobCall
+from quantstudio.core.jobs import PreviewDataJob
+from quantstudio.core.recipe import Recipe
+from quantstudio.gui.context import AppContext
+from quantstudio.gui.forms.recipe_form import RecipeForm
+from quantstudio.gui.widgets.basics import button
+from quantstudio.gui.widgets.preview_dialog import PreviewDialog
+
+
+class QuantizeTools(QObject):
+    """Buttons in the form's sections and what they open."""
+
+    def __init__(self, page: QWidget, context: AppContext, form: RecipeForm) -> None:
+        super().__init__(page)
+        self.page, self.context, self.form = page, context, form
+        self.recipe: Recipe | None = None
+        self.last_preview: PreviewDialog | None = None
+        self.preview_button = button(
+            "Look at the text…",
+            self.open_preview,
+            icon="search",
+            tooltip="See the text as the model will see it, what of it counts, and how much there is.",
+        )
+        form.section("data").add_action(self.preview_button)
+
+    def show_recipe(self, recipe: Recipe | None) -> None:
+        """The recipe that the form says now; None while it is wrong."""
+        self.recipe = recipe
+        self.preview_button.setEnabled(recipe is not None)
+
+    def open_preview(self) -> None:
+        """Show what the model would learn from."""
+        if self.recipe is None:
+            return
+        self.last_preview = dialog = PreviewDialog(self.new_call(), self.page)
+        recipe = self.recipe
+        dialog.look(PreviewDataJob(model=recipe.model.id, data=recipe.data, seed=recipe.machine.seed))
+
+    def new_call(self) -> JobCall:
+        """A call that starts workers as the queue does, and ends with the window."""
+        call = JobCall(command=self.context.queue.command)
+        self.context.closing.connect(call.shutdown)
+        return call

@@ -8,7 +8,7 @@ from pathlib import Path
 from quantstudio.cli.flags import given_values, with_flags
 from quantstudio.cli.run import FAILED, OK, conduct_here, ending, runs_folder
 from quantstudio.core import protocol
-from quantstudio.core.contest import TITLES, VERDICT_WORDS, Contest, Contestant, Row
+from quantstudio.core.contest import QUANTIZED, TITLES, VERDICT_WORDS, Contest, Contestant, Row
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.humanize import human_bytes, human_seconds
 from quantstudio.core.jobs import ContestJob, SensitivityJob
@@ -18,11 +18,13 @@ from quantstudio.core.recipe_precision import Uniform
 from quantstudio.core.result import Interval
 from quantstudio.core.sensitivity import Allotment, Sensitivity, advice, as_precision, bits_of, uniform
 
+
 def best(options: argparse.Namespace) -> int:
     """Carry out a contest and print its table and its sentence."""
     recipe = _recipe(options)
-    chosen = {"contestants": tuple(options.only)} if options.only else {}
-    message = conduct_here(ContestJob(recipe=recipe, folder=str(runs_folder(options)), **chosen))
+    contestants = tuple(map(Contestant, options.only)) if options.only else QUANTIZED
+    job = ContestJob(recipe=recipe, folder=str(runs_folder(options)), contestants=contestants)
+    message = conduct_here(job)
     if not isinstance(message, protocol.Result):
         return ending(message)
     contest = Contest.model_validate(message.data)
@@ -56,7 +58,11 @@ def contest_text(contest: Contest) -> str:
     """Table, pairwise verdicts and recommendation."""
     head = ("", "size", "bits/weight", "perplexity", "change", "KL divergence", "won back", "made in")
     lines = [head, *(_row_cells(row, contest) for row in contest.rows)]
-    parts = [f"\n{contest.model_name} {contest.scheme}, {contest.tokens:,} tokens of {contest.text}", "", *_table(lines)]
+    parts = [
+        f"\n{contest.model_name} {contest.scheme}, {contest.tokens:,} tokens of {contest.text}",
+        "",
+        *_table(lines),
+    ]
     parts += [f"{TITLES[each.contestant]}: not made. {each.why}" for each in contest.failed]
     if contest.gap_is_noise:
         parts.append("What rounding loses is within noise, so no share of it is given as won back.")

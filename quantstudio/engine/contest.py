@@ -173,7 +173,9 @@ def conclude(scored: Sequence[Scored], seed: int) -> Figures:
     noise = gap.low <= 0 <= gap.high
     return Figures(
         perplexity={contestant: interval(values) for contestant, values in perplexity.items()},
-        change={contestant: interval(np.expm1(values - loss[Contestant.ORIGINAL])) for contestant, values in loss.items()},
+        change={
+            contestant: interval(np.expm1(values - loss[Contestant.ORIGINAL])) for contestant, values in loss.items()
+        },
         kl={contestant: interval(values) for contestant, values in kl.items()},
         recovered={} if noise else _recovered(perplexity, gaps, interval),
         pairs=tuple(_pair(a, b, interval(np.expm1(loss[a] - loss[b]))) for a, b in combinations(loss, 2)),
@@ -196,9 +198,7 @@ def _pair(first: Contestant, second: Contestant, difference: Interval) -> Pair:
     return Pair(first=first, second=second, difference=difference, verdict=verdict_of(difference))
 
 
-def _make(
-    contestant: Contestant, recipe: Recipe, home: Path, reporter: Reporter, conduct: Conduct
-) -> Made | Failed:
+def _make(contestant: Contestant, recipe: Recipe, home: Path, reporter: Reporter, conduct: Conduct) -> Made | Failed:
     folder = run_store.create_run(home, recipe)
     started = time.monotonic()
 

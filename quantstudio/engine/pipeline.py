@@ -141,9 +141,7 @@ def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -
     return info, estimate.plan
 
 
-def _allotted(
-    info: ModelInfo, recipe: Recipe, run_folder: Path, reporter: Reporter
-) -> tuple[Recipe, QuantizationPlan]:
+def _allotted(info: ModelInfo, recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[Recipe, QuantizationPlan]:
     """Bits for every layer in place of a target, and the plan that follows from them."""
     from quantstudio.engine.sensitivity.work import with_bits_per_layer
 

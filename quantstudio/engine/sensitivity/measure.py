@@ -29,7 +29,7 @@ from quantstudio.engine.architecture import inspect_architecture
 from quantstudio.engine.methods.rtn import quantize_rtn
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.sensitivity.gradients import losses_by_gradients
-from quantstudio.engine.sensitivity.restart import Restart
+from quantstudio.engine.sensitivity.restart import Restart, decoder_blocks
 
 LENGTH = 256
 """Tokens in a sequence here."""
@@ -44,9 +44,6 @@ CHEAP_WORK = {"cpu": 6e13, "cuda": 3e16}
 SMALL_MODEL = 200_000_000
 """Weights up to which other group sizes are measured too, to offer what is better at the same size."""
 OTHER_GROUPS = (32, 64, 128, PER_CHANNEL)
-
-Round = Callable[[str, torch.Tensor, WeightSpec], torch.Tensor]
-"""Layer name, weight, grid → the weight that is left of it, in the weight's dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +69,12 @@ def measure_sensitivity(
     work = 2 * sum(layer.module.weight.numel() for layer in layers) * MOST_TOKENS * len(layers) * len(EXACT_BITS) / 2
     each = work <= CHEAP_WORK[model.device.type if model.device.type in CHEAP_WORK else "cpu"]
     text = _cut(ids, model).to(model.device)
-    rounded = _round_to_nearest
     with torch.no_grad():
         restart = Restart(model, text)
         judge = _Judge(restart.logits)
-        wholes = _measure_wholes(info, recipe, layers, other_bytes, restart, judge, rounded, reporter)
+        wholes = _measure_wholes(info, recipe, layers, other_bytes, lambda: judge(restart.run(0)), reporter)
         if each:
-            losses = _measure_each(layers, restart, judge, rounded, reporter)
+            losses = _measure_each(layers, restart, judge, reporter)
     if not each:
         del restart, judge
         judged = {layer.name: (layer.module, layer.specs) for layer in layers}
@@ -125,8 +121,6 @@ def _plan(info: ModelInfo, recipe: Recipe, bits: int) -> QuantizationPlan:
 
 
 def _block_places(model: PreTrainedModel) -> Callable[[str], int]:
-    from quantstudio.engine.sensitivity.restart import decoder_blocks
-
     names = {id(module): name for name, module in model.named_modules()}
     prefixes = [f"{names[id(block)]}." for block in decoder_blocks(model)]
     return lambda module: next((place for place, prefix in enumerate(prefixes) if module.startswith(prefix)), 0)
@@ -142,12 +136,12 @@ def _cut(ids: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     return pieces[torch.linspace(0, len(pieces) - 1, count).round().long()]
 
 
-def _round_to_nearest(name: str, weight: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
+def _rounded(name: str, weight: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
     return quantize_rtn(weight.cpu(), spec, name).dequantize().to(weight)
 
 
 def _measure_each(
-    layers: Sequence[_Layer], restart: Restart, judge: _Judge, rounded: Round, reporter: Reporter
+    layers: Sequence[_Layer], restart: Restart, judge: _Judge, reporter: Reporter
 ) -> dict[str, dict[int, float]]:
     losses: dict[str, dict[int, float]] = {}
     for number, layer in enumerate(layers):
@@ -155,7 +149,7 @@ def _measure_each(
         for bits in EXACT_BITS:
             reporter.progress(number * len(EXACT_BITS) + bits - 2, len(layers) * len(EXACT_BITS), "runs", layer.name)
             if spec := layer.specs.get(bits):
-                with _replaced([layer.module], [rounded(layer.name, layer.module.weight.data, spec)]):
+                with _replaced([layer.module], [_rounded(layer.name, layer.module.weight.data, spec)]):
                     losses[layer.name][bits] = judge(restart.run(layer.block))
     return losses
 
@@ -165,36 +159,32 @@ def _measure_wholes(
     recipe: Recipe,
     layers: Sequence[_Layer],
     other_bytes: int,
-    restart: Restart,
-    judge: _Judge,
-    rounded: Round,
+    run: Callable[[], float],
     reporter: Reporter,
-) -> Iterator[UniformLoss] | list[UniformLoss]:
-    """Whole models at each number of bits; for small models with other groups as well."""
+) -> list[UniformLoss]:
+    """Whole models at each number of bits; for small models with other groups as well. `run` judges the model."""
     wholes = []
     small = sum(layer.module.weight.numel() for layer in layers) <= SMALL_MODEL
-    for scheme in _schemes(recipe) if small else [recipe]:
-        plans = {bits: _plan(info, scheme, bits) for bits in EXACT_BITS}
-        for bits, plan in plans.items():
+    for each in _with_other_groups(recipe) if small else [recipe]:
+        for bits in EXACT_BITS:
             reporter.check_cancel()
-            found = {layer.slot.module: layer for layer in plan.quantized}
-            if not all(layer.name in found for layer in layers):
-                continue
-            specs = [found[layer.name].spec or layer.specs[bits] for layer in layers]
+            planned = {layer.slot.module: layer for layer in _plan(info, each, bits).quantized}
+            if not all(layer.name in planned for layer in layers):
+                continue  # this group size does not divide them all
+            grids = [(planned[layer.name].slot, planned[layer.name].spec or layer.specs[bits]) for layer in layers]
             weights = [
-                rounded(layer.name, layer.module.weight.data, spec) for layer, spec in zip(layers, specs, strict=True)
+                _rounded(layer.name, layer.module.weight.data, spec)
+                for layer, (_, spec) in zip(layers, grids, strict=True)
             ]
             with _replaced([layer.module for layer in layers], weights):
-                loss = judge(restart.run(0))
-            nbytes = other_bytes + sum(
-                quantized_bytes(found[layer.name].slot, spec) for layer, spec in zip(layers, specs, strict=True)
-            )
-            group = scheme.scheme.weight_spec().group_size
+                loss = run()
+            nbytes = other_bytes + sum(quantized_bytes(slot, spec) for slot, spec in grids)
+            group = each.scheme.weight_spec().group_size
             wholes.append(UniformLoss(bits=bits, group_size=group, nbytes=nbytes, kl=loss))
     return wholes
 
 
-def _schemes(recipe: Recipe) -> list[Recipe]:
+def _with_other_groups(recipe: Recipe) -> list[Recipe]:
     """The recipe, and with other groups where its scheme has groups."""
     scheme = recipe.scheme
     mine = getattr(scheme, "group_size", None)
@@ -214,7 +204,7 @@ def _sensitivity(layer: _Layer, losses: Mapping[int, float]) -> LayerSensitivity
 
 def _error(layer: _Layer, bits: int) -> float:
     weight = layer.module.weight.data
-    return float((_round_to_nearest(layer.name, weight, layer.specs[bits]).float() - weight.float()).square().sum())
+    return float((_rounded(layer.name, weight, layer.specs[bits]).float() - weight.float()).square().sum())
 
 
 class _Judge:

@@ -2,8 +2,9 @@
 
 Measuring layers one by one runs the model hundreds of times over the same text, and what comes before the changed layer
 is the same each time. The outputs of all blocks are kept from one run; in later runs blocks up to the changed one are
-answered from there. Embedding, masks and positions are computed as usual, so nothing here knows the architecture. Models
-whose blocks hand each other more than their output (shared keys and values) are noticed by a check, and run whole.
+answered from there. Embedding, masks and positions are computed as usual, so nothing here knows the architecture.
+Models whose blocks hand each other more than their output (shared keys and values) are noticed by a check, and run
+whole.
 """
 
 from __future__ import annotations
@@ -27,14 +28,6 @@ class Restart:
         self._outputs: list[Any] = []
         self.logits = self._record()
         self.exact = self._is_exact()
-
-    def block_of(self, module: str) -> int:
-        """Place of the block that holds a module, by its name in the model; 0 when none does."""
-        names = {id(each): name for name, each in self._model.named_modules()}
-        for place, block in enumerate(self.blocks):
-            if module.startswith(f"{names[id(block)]}."):
-                return place
-        return 0
 
     def run(self, first: int) -> torch.Tensor:
         """Logits `[sequences, length, vocabulary]`, with everything before block `first` as it was."""

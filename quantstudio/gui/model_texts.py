@@ -87,7 +87,12 @@ def details(model: FoundModel) -> list[tuple[str, str]]:
 
 def dtype_text(info: ModelInfo) -> str:
     """`bf16`; for a quantized model how it is stored."""
-    return f"quantized ({info.quantized})" if info.quantized else _DTYPES.get(info.dtype, info.dtype)
+    return f"quantized ({info.quantized})" if info.quantized else dtype_word(info.dtype)
+
+
+def dtype_word(dtype: str) -> str:
+    """`bf16` for safetensors' BF16."""
+    return _DTYPES.get(dtype, dtype)
 
 
 def architecture_text(info: ModelInfo) -> str:

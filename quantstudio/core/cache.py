@@ -80,6 +80,29 @@ def unverified(snapshot: Path) -> list[tuple[Path, Path]]:
     return [(path, blob) for path, blob in snapshot_blobs(snapshot) if is_checksum(blob.name) and not is_verified(blob)]
 
 
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One revision of a model in the cache. `freed` is what its removal alone would give back, in bytes."""
+
+    commit: str
+    nbytes: int
+    freed: int
+
+
+def revisions(cache: Path, model: str) -> list[Revision]:
+    """The revisions of a model that are here, newest first."""
+    blobs = {
+        snapshot.name: {blob: blob.stat().st_size for _, blob in snapshot_blobs(snapshot) if blob.is_file()}
+        for snapshot in _snapshots(repo_path(cache, model))
+    }
+    found = []
+    for commit, mine in blobs.items():
+        others = {blob for other, theirs in blobs.items() if other != commit for blob in theirs}
+        freed = sum(size for blob, size in mine.items() if blob not in others)
+        found.append(Revision(commit, sum(mine.values()), freed))
+    return found
+
+
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a revision of a model in a Hugging Face cache."""
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")

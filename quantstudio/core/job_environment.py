@@ -43,3 +43,8 @@ def prepare_this_process() -> None:
     """Give this process a job's environment, before it loads torch. What the person has set stays."""
     for name, value in job_environment(os.environ).items():
         os.environ.setdefault(name, value)
+
+
+def hub_endpoint() -> str:
+    """The address of the Hub's pages, for a browser."""
+    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"

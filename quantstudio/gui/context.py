@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import QObject, Signal
 
 if TYPE_CHECKING:
+    from quantstudio.client.download_queue import DownloadQueue
     from quantstudio.client.library_scan import LibraryScan
     from quantstudio.client.run_queue import RunQueue
     from quantstudio.core.recipe import Recipe
@@ -46,6 +47,19 @@ class AppContext(QObject):
         self.queue = queue
         self.library = library
         self.tokens = tokens
+        self._downloads: DownloadQueue | None = None
+
+    @property
+    def downloads(self) -> DownloadQueue:
+        """The downloads of this window; made when first asked for, so that the start does not wait for its types."""
+        if self._downloads is None:
+            from quantstudio.client.download_queue import DownloadQueue
+
+            self._downloads = DownloadQueue(self)
+            for signal in (self._downloads.done, self._downloads.removed):
+                signal.connect(lambda _: self.library.refresh(self.settings))
+            self.closing.connect(self._downloads.shutdown)
+        return self._downloads
 
     def open_models(self) -> None:
         """Show the list of models."""

@@ -68,7 +68,9 @@ def summary_fit(model: ModelSummary, machine: Machine) -> Fit:
         text = f"Too large for this machine: even in 4 bits it needs about {human_bytes(chat)} of memory to answer; "
         return Fit("error", "Too large", f"{text}there are {have}. Look for one with fewer parameters.")
     if model.quantized:
-        text = f"Fits: it is quantized already and needs about {human_bytes(chat)} of memory to answer; there are {have}."
+        text = (
+            f"Fits: it is quantized already and needs about {human_bytes(chat)} of memory to answer; there are {have}."
+        )
         return Fit("success", "Fits", text)
     if measure > usable(machine.memory):
         text = f"Fits once it is quantized. Comparing it with the original would need about {human_bytes(measure)} of "

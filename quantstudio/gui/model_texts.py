@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantstudio.core.estimate import estimate
-from quantstudio.core.humanize import human_bytes, human_count
+from quantstudio.core.humanize import human_bytes, human_count, plural
 from quantstudio.core.library import FoundModel, ModelKind
 from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
@@ -83,6 +84,34 @@ def details(model: FoundModel) -> list[tuple[str, str]]:
         ("Context", f"{info.context_length:,} tokens" if info.context_length else "not given"),
         ("Licence", info.license or "not given"),
     ]
+
+
+def history(model: FoundModel) -> list[tuple[str, str]]:
+    """(name, value): where a model came from, what it takes, when it was used, what was made from it."""
+    partial = f"{human_bytes(model.partial_bytes)} of an unfinished download" if model.partial_bytes else ""
+    facts = [
+        ("From", model.origin),
+        ("On disk", human_bytes(model.nbytes) if model.nbytes else ""),
+        ("Unfinished", partial),
+        ("Last used", last_used_text(model.last_used)),
+        ("Checked", _checked_text(model)),
+        ("Made from it", plural(len(model.made), "run") if model.made else ""),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def last_used_text(stamp: float, now: float | None = None) -> str:
+    """`today`, `yesterday`, `12 days ago`, `never here`."""
+    if not stamp:
+        return "never here"
+    days = int(((now or time.time()) - stamp) // 86400)
+    return {0: "today", 1: "yesterday"}.get(days, f"{days} days ago")
+
+
+def _checked_text(model: FoundModel) -> str:
+    if model.kind is not ModelKind.CACHE or model.error:
+        return ""
+    return "every file matches its checksum" if model.verified else "not yet"
 
 
 def dtype_text(info: ModelInfo) -> str:

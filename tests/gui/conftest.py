@@ -1,5 +1,7 @@
 """Windows in tests open without a screen, in a home of their own, with models that are headers over zeros."""
 
+import functools
+import importlib.util
 import json
 import math
 import os
@@ -70,6 +72,31 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
     monkeypatch.setattr(library, "starter_model", lambda: starter)
     return tmp_path / "home"
+
+
+@pytest.fixture
+def hub(home, tmp_path, monkeypatch):
+    """A running fake Hub; this process's environment, and so every worker's, points to it and to an empty cache."""
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "QUANTSTUDIO_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "hub").mkdir()
+    server = fakehub().FakeHub(tmp_path / "hub").start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    yield server
+    server.stop()
+
+
+@functools.cache
+def fakehub():
+    """The module, which lies beside the tests and in no package."""
+    spec = importlib.util.spec_from_file_location("fakehub", Path(__file__).parents[1] / "fakehub.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fakehub"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

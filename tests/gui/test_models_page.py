@@ -17,13 +17,13 @@ from quantstudio.gui.pages.models_page import ModelsPage
 
 @pytest.fixture
 def page(context, qtbot):
-    made = ModelsPage(context)
-    qtbot.addWidget(made)
-    made.resize(900, 600)
-    made.show()
+    whole = ModelsPage(context)
+    qtbot.addWidget(whole)
+    whole.resize(900, 600)
+    whole.show()
     with qtbot.waitSignal(context.library.found, timeout=5000):
-        made.refresh()
-    return made
+        whole.library.refresh()
+    return whole.library
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_dropped_folder_is_added_and_a_dropped_file_is_not(page, qtbot, folder
         QPointF(10, 10), Qt.DropAction.CopyAction, data, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
     )
     with qtbot.waitSignal(page.context.library.found, timeout=5000):
-        page.dropEvent(drop)
+        page.window().dropEvent(drop)
     assert "good" in names(page)
     assert page.context.settings.model_folders == (str(folder_of_models / "good"),)
 

@@ -1,231 +1,131 @@
-"""The Models page: what is on this machine, and the way in for folders that are elsewhere."""
+"""The Models page: what is on this machine, what the Hub has, and what is on its way from there.
+
+The views for the Hub are made when they are first opened, and only then is the Hub asked for anything.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from enum import IntEnum
+from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QModelIndex, QUrl
-from PySide6.QtGui import QDesktopServices, QDragEnterEvent, QDragLeaveEvent, QDropEvent
-from PySide6.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QLineEdit, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent
+from PySide6.QtWidgets import QStackedWidget, QTabBar, QWidget
 
-from quantstudio.core.errors import QuantStudioError
-from quantstudio.core.library import FoundModel
-from quantstudio.core.settings import save_settings
-from quantstudio.gui.background import Latest
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import tr
-from quantstudio.gui.model_texts import Fit, fits
-from quantstudio.gui.widgets.basics import (
-    GAP,
-    MARGIN,
-    SPACE,
-    Banner,
-    Card,
-    EmptyState,
-    PageHeader,
-    button,
-    page_layout,
-    restyle,
-)
-from quantstudio.gui.widgets.model_details import ModelActions, ModelDetails
-from quantstudio.gui.widgets.model_list import MODEL_ROLE, ModelItems, ModelList
+from quantstudio.gui.pages.library_view import LibraryView
+from quantstudio.gui.widgets.basics import WHOLE_WIDTH, PageHeader, page_layout
 
-DETAILS_WIDTH = 300
+if TYPE_CHECKING:
+    from quantstudio.gui.pages.downloads_view import DownloadsView
+    from quantstudio.gui.pages.find_view import FindView
+
 WIDEST = 1400
 
 
+class Tab(IntEnum):
+    """The three views, in order."""
+
+    LIBRARY = 0
+    FIND = 1
+    DOWNLOADS = 2
+
+
+_TITLES = {Tab.LIBRARY: "On this machine", Tab.FIND: "Find on the Hub", Tab.DOWNLOADS: "Downloads"}
+_TIPS = {
+    Tab.LIBRARY: "Models on this machine: in the box, in your folders, downloaded, made here.",
+    Tab.FIND: "Search the Hugging Face Hub, and see what a model needs before you download it.",
+    Tab.DOWNLOADS: "Models on their way to this machine.",
+}
+
+
 class ModelsPage(QWidget):
-    """A list of models, and details of the one that is marked. Folders may be dropped anywhere on it."""
+    """Three views under tabs. Folders may be dropped anywhere on it."""
 
     def __init__(self, context: AppContext) -> None:
         super().__init__()
         self.context = context
-        self.items = ModelItems()
-        self.list = ModelList(self.items)
-        self.banner = Banner()
-        self.details = ModelDetails()
-        self.deeds = ModelActions(
-            quantize=self.quantize, chat=self.chat, open_folder=self.open_folder, remove=self.remove_from_list
-        )
-        self.filter = QLineEdit()
-        self._wanted = ""
-        self._looked = False
-        self._fits = Latest(self)
+        self.library = LibraryView(context)
+        self._find: FindView | None = None
+        self._downloads: DownloadsView | None = None
+        self.tabs = QTabBar()
+        self.stack = QStackedWidget()
         self.setAcceptDrops(True)
         self._lay_out()
-        self._connect()
-        self._show_models(context.library.models)
+        self.tabs.currentChanged.connect(lambda place: self.show_tab(Tab(place)))
+        self.library.repair_wanted.connect(self.start_download)
+        self.library.find_wanted.connect(lambda: self.show_tab(Tab.FIND))
 
-    def marked(self) -> FoundModel | None:
-        """The model that is marked in the list."""
-        model = self.list.currentIndex().data(MODEL_ROLE)
-        return model if isinstance(model, FoundModel) else None
+    @property
+    def find_view(self) -> FindView:
+        """The view that searches the Hub, made now if it was never shown."""
+        if self._find is None:
+            from quantstudio.gui.pages.find_view import FindView
 
-    def quantize(self) -> None:
-        """Open the Quantize page with the marked model."""
-        if (model := self.marked()) and model.info and not model.info.quantized:
-            self.context.open_quantize(model.id)
+            self._find = FindView(self.context)
+            self._find.download_started.connect(lambda _: self.show_tab(Tab.DOWNLOADS))
+            self.stack.addWidget(self._find)
+        return self._find
 
-    def chat(self) -> None:
-        """Open the Chat page with the marked model."""
-        if model := self.marked():
-            self.context.open_chat(model.id)
+    @property
+    def downloads_view(self) -> DownloadsView:
+        """The view of downloads, made now if it was never shown."""
+        if self._downloads is None:
+            from quantstudio.gui.pages.downloads_view import DownloadsView
 
-    def open_folder(self) -> None:
-        """Show the marked model's files."""
-        if model := self.marked():
-            QDesktopServices.openUrl(QUrl.fromLocalFile(str(model.path)))
+            self._downloads = DownloadsView(self.context)
+            self._downloads.find_wanted.connect(lambda: self.show_tab(Tab.FIND))
+            self.stack.addWidget(self._downloads)
+            queue = self.context.downloads
+            for signal in (queue.added, queue.changed, queue.removed):
+                signal.connect(lambda _: self._count())
+        return self._downloads
 
-    def ask_for_folder(self) -> None:
-        """Add a folder through a dialog."""
-        if chosen := QFileDialog.getExistingDirectory(self, tr("Add a model folder")):
-            self.add_folders([Path(chosen)])
+    def show_tab(self, tab: Tab) -> None:
+        """Bring a view forward."""
+        match tab:
+            case Tab.LIBRARY:
+                view: QWidget = self.library
+            case Tab.FIND:
+                view = self.find_view
+            case Tab.DOWNLOADS:
+                view = self.downloads_view
+        self.stack.setCurrentWidget(view)
+        if self.tabs.currentIndex() != tab:
+            self.tabs.setCurrentIndex(tab)
 
-    def add_folders(self, folders: list[Path]) -> None:
-        """Put folders on the list and keep them in the settings."""
-        known = set(self.context.settings.model_folders)
-        new = [str(folder) for folder in folders if str(folder) not in known]
-        self._wanted = str(folders[0])
-        if new:
-            self._keep_folders((*self.context.settings.model_folders, *new))
-        else:
-            self._mark(self._wanted)
+    def start_download(self, model: str) -> None:
+        """Download a model, or what is missing of it, and show how far that is."""
+        from quantstudio.core.jobs import DownloadJob
 
-    def remove_from_list(self) -> None:
-        """Take the marked model's folder off the list; its files stay."""
-        model = self.marked()
-        if model is None:
-            return
-        place = model.path
-        folders = self.context.settings.model_folders
-        self._keep_folders(tuple(folder for folder in folders if not _lists(folder, place)))
-
-    def refresh(self) -> None:
-        """Look at the disk again."""
-        self.context.library.refresh(self.context.settings)
+        self.show_tab(Tab.DOWNLOADS)
+        self.context.downloads.add(DownloadJob(model=model))
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802 - Qt's name
-        if _folders(event):
-            event.acceptProposedAction()
-            restyle(self._card, "role", "drop")
+        self.library.drag_enter(event)
 
     def dragLeaveEvent(self, event: QDragLeaveEvent) -> None:  # noqa: N802
-        restyle(self._card, "role", "card")
+        self.library.drag_leave()
 
     def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802
-        restyle(self._card, "role", "card")
-        self.add_folders(_folders(event))
-        event.acceptProposedAction()
+        self.show_tab(Tab.LIBRARY)
+        self.library.drop(event)
 
-    def _keep_folders(self, folders: tuple[str, ...]) -> None:
-        changed = self.context.settings.model_copy(update={"model_folders": folders})
-        try:
-            save_settings(changed)
-            self.banner.say("")
-        except QuantStudioError as error:
-            self.banner.say(str(error), "error")
-        self.context.change_settings(changed)
+    def _count(self) -> None:
+        active = sum(download.status.active for download in self.context.downloads.downloads)
+        title = tr(_TITLES[Tab.DOWNLOADS])
+        self.tabs.setTabText(Tab.DOWNLOADS, f"{title} ({active})" if active else title)
 
     def _lay_out(self) -> None:
-        self.add_button = button(
-            "Add folder…",
-            self.ask_for_folder,
-            icon="plus",
-            tooltip="Add a model folder, or a folder that holds several. Folders can also be dropped on this page.",
-        )
-        self.refresh_button = button("Refresh", self.refresh, icon="refresh", tooltip="Look at the disk again.")
-        self.filter.setPlaceholderText(tr("Filter by name, architecture or folder"))
-        self.filter.setAccessibleName(tr("Filter models"))
-        self.filter.setToolTip(tr("Show only models whose name, architecture or folder holds this text."))
-        self.filter.setClearButtonEnabled(True)
-        self.empty = EmptyState(
-            "models",
-            "No model to show",
-            "Add a folder with config.json and .safetensors files, or drop one here. Models that other tools "
-            "downloaded into the Hugging Face cache appear by themselves.",
-        )
-        self._card = Card(spacing=GAP)
-        self._card.body.setContentsMargins(8, 8, 8, 8)
-        self._stack = QStackedWidget()
-        self._stack.addWidget(self.list)
-        self._stack.addWidget(self.empty)
-        self._card.body.addWidget(self.filter)
-        self._card.body.addWidget(self._stack, 1)
-        body = QHBoxLayout()
-        body.setSpacing(SPACE)
-        body.addWidget(self._card, 1)
-        body.addWidget(self._side())
-        layout = page_layout(self, WIDEST)
-        layout.addWidget(
-            PageHeader("Models", "Pick one to make it smaller and faster.", self.refresh_button, self.add_button)
-        )
-        layout.addWidget(self.banner)
-        body.setContentsMargins(0, 0, 0, MARGIN)
-        layout.addLayout(body, 1)
-
-    def _side(self) -> QFrame:
-        self.side = QFrame()
-        self.side.setFixedWidth(DETAILS_WIDTH)
-        layout = QVBoxLayout(self.side)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(12)
-        layout.addWidget(self.details, 1)
-        layout.addWidget(self.deeds)
-        return self.side
-
-    def _connect(self) -> None:
-        library = self.context.library
-        library.found.connect(self._take_models)
-        library.failed.connect(lambda text: self.banner.say(text, "error"))
-        self.list.selectionModel().currentChanged.connect(lambda *_: self._show_marked())
-        self.list.activated.connect(lambda _: self.quantize())
-        self.filter.textChanged.connect(self._filter)
-        self._fits.found.connect(self._show_fits)
-        self.context.closing.connect(self._fits.wait)
-
-    def _take_models(self, models: list[FoundModel]) -> None:
-        self._looked = True
-        self._show_models(models)
-
-    def _show_models(self, models: list[FoundModel]) -> None:
-        before = self._wanted or (model.id if (model := self.marked()) else "")
-        self.items.set_models(models)
-        self._mark(before)
-        runs_folder = self.context.settings.runs_path
-        self._fits.ask(lambda: fits(models, runs_folder))
-
-    def _show_fits(self, found: dict[str, Fit]) -> None:
-        self.items.set_fits(found)
-        self._show_marked()
-
-    def _filter(self, text: str) -> None:
-        before = model.id if (model := self.marked()) else ""
-        self.items.set_filter(text)
-        self._mark(before)
-
-    def _mark(self, model_id: str) -> None:
-        row = max(0, self.items.row_of(model_id))
-        if model_id == self._wanted and self.items.row_of(model_id) >= 0:
-            self._wanted = ""
-        self.list.setCurrentIndex(self.items.index(row) if self.items.rowCount() else QModelIndex())
-        nothing = self._looked and not self.items.rowCount()
-        self._stack.setCurrentWidget(self.empty if nothing else self.list)
-        self._show_marked()
-
-    def _show_marked(self) -> None:
-        model = self.marked()
-        self.side.setVisible(model is not None)
-        if model:
-            self.details.show_model(model, self.items.fit_of(model.id))
-            self.deeds.show_model(model)
-
-
-def _lists(folder: str, model: Path) -> bool:
-    """Whether a folder in the settings is what put this model on the list: itself or the folder around it."""
-    place = Path(folder).expanduser().absolute()
-    return place in (model, model.parent)
-
-
-def _folders(event: QDropEvent) -> list[Path]:
-    paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
-    return [path for path in paths if path.is_dir()]
+        for tab in Tab:
+            self.tabs.addTab(tr(_TITLES[tab]))
+            self.tabs.setTabToolTip(tab, tr(_TIPS[tab]))
+        self.tabs.setDrawBase(False)
+        self.tabs.setExpanding(False)
+        self.tabs.setAccessibleName(tr("Models"))
+        self.stack.addWidget(self.library)
+        layout = page_layout(self, WHOLE_WIDTH)
+        layout.setSpacing(8)
+        layout.addWidget(PageHeader("Models", "Pick one to make it smaller and faster."))
+        layout.addWidget(self.tabs)
+        layout.addWidget(self.stack, 1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
 from quantstudio.core.library import FoundModel, ModelKind
+from quantstudio.core.safety import Finding, Level
 from quantstudio.gui.language import tr
-from quantstudio.gui.model_texts import KINDS, Fit, details
+from quantstudio.gui.model_texts import KINDS, Fit, details, history
 from quantstudio.gui.widgets.basics import Banner, Card, ElidedLabel, badge, button, label, row
 
 
@@ -34,7 +35,9 @@ class ModelDetails(Card):
         head.addWidget(self.name)
         head.addLayout(row(self.kind, None))
         self.body.addLayout(head)
+        self.findings = Banner()
         self.body.addWidget(self.fit)
+        self.body.addWidget(self.findings)
         self.body.addWidget(self.facts)
         self.body.addWidget(self.path)
         self.body.addStretch(1)
@@ -51,7 +54,12 @@ class ModelDetails(Card):
             self.fit.say(model.error, "error")
         else:
             self.fit.say(fit.sentence if fit else "", fit.level if fit else "info")
-        self._show_facts(details(model) if model.info else [])
+        self._show_facts([*(details(model) if model.info else []), *history(model)])
+
+    def show_findings(self, findings: Sequence[Finding]) -> None:
+        """Show what a look at the folder, before any loader touches it, has found."""
+        blocked = any(finding.level is Level.BLOCK for finding in findings)
+        self.findings.say("\n".join(finding.text for finding in findings), "error" if blocked else "info")
 
     def _show_facts(self, facts: list[tuple[str, str]]) -> None:
         while self._grid.count():
@@ -65,42 +73,53 @@ class ModelDetails(Card):
 
 
 class ModelActions(QWidget):
-    """The buttons under the details."""
+    """The buttons under the details. `deeds`: name of a button → what it does."""
 
-    def __init__(
-        self,
-        *,
-        quantize: Callable[[], None],
-        chat: Callable[[], None],
-        open_folder: Callable[[], None],
-        remove: Callable[[], None],
-    ) -> None:
+    def __init__(self, deeds: Mapping[str, Callable[[], None]]) -> None:
         super().__init__()
         self.quantize = button(
             "Quantize this model",
-            quantize,
+            deeds["quantize"],
             icon="quantize",
             variant="primary",
             tooltip="Choose how the weights are rounded, and see what it will cost.",
         )
-        self.chat = button("Chat", chat, icon="chat", tooltip="Talk to this model.")
-        self.folder = button("Open folder", open_folder, icon="folder", tooltip="Show the files of this model.")
+        self.repair = button(
+            "Repair",
+            deeds["repair"],
+            icon="download",
+            variant="primary",
+            tooltip="Download what is missing or damaged; what is right is kept.",
+        )
+        self.chat = button("Chat", deeds["chat"], icon="chat", tooltip="Talk to this model.")
+        self.folder = button("Folder", deeds["folder"], icon="folder", tooltip="Show the files of this model.")
+        tip = "Compare every byte with its checksum, where one is known."
+        self.verify = button("Verify", deeds["verify"], icon="check", tooltip=tip)
+        tip = "Delete the model's files from this machine. You are asked first."
+        self.delete = button("Delete…", deeds["delete"], icon="trash", variant="danger", tooltip=tip)
         self.remove = button(
-            "Remove from list", remove, icon="trash", tooltip="Take the folder off the list. Its files stay."
+            "Remove from list", deeds["remove"], icon="trash", tooltip="Take the folder off the list. Its files stay."
         )
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(8)
         layout.addWidget(self.quantize)
-        beside = row(self.chat, self.folder)
-        layout.addLayout(beside)
+        layout.addWidget(self.repair)
+        layout.addLayout(row(self.chat, self.folder))
+        layout.addLayout(row(self.verify, self.delete))
         layout.addWidget(self.remove)
 
-    def show_model(self, model: FoundModel) -> None:
-        """Offer what can be done with this model."""
+    def show_model(self, model: FoundModel, *, damaged: bool) -> None:
+        """Offer what can be done with this model. `damaged`: a comparison with its checksums has failed."""
         usable = model.info is not None
+        repairable = model.repairable or (damaged and model.kind is ModelKind.CACHE)
+        self.quantize.setVisible(not (repairable and not usable))
         self.quantize.setEnabled(usable and not (model.info and model.info.quantized))
+        self.repair.setVisible(repairable)
+        self.repair.setText(tr("Finish the download") if model.partial_bytes else tr("Repair"))
         self.chat.setEnabled(usable)
+        self.verify.setEnabled(usable or not model.partial_bytes)
+        self.delete.setVisible(model.kind in (ModelKind.CACHE, ModelKind.RUN))
         self.remove.setVisible(model.kind is ModelKind.FOLDER)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PySide6.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, QRect, QRectF, QSize, Qt
-from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter
-from PySide6.QtWidgets import QAbstractItemView, QListView, QStyle, QStyledItemDelegate, QStyleOptionViewItem
+from PySide6.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, QRect, QSize, Qt
+from PySide6.QtGui import QColor, QFont, QPainter
+from PySide6.QtWidgets import QAbstractItemView, QListView, QStyledItemDelegate, QStyleOptionViewItem
 
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.library import FoundModel, ModelKind
@@ -16,6 +16,7 @@ from quantstudio.gui.language import tr
 from quantstudio.gui.model_texts import KINDS, Fit, summary
 from quantstudio.gui.theme import active_tokens
 from quantstudio.gui.tokens import Tokens
+from quantstudio.gui.widgets.row_paint import paint_background, paint_badge, paint_line
 
 ROW_HEIGHT, TILE, INSET, GAP = 64, 36, 12, 12
 RIGHT_WIDTH = 150
@@ -97,7 +98,7 @@ class ModelDelegate(QStyledItemDelegate):
         painter.save()
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         area: QRect = option.rect.adjusted(4, 2, -4, -2)
-        _paint_background(painter, area, option, tokens)
+        paint_background(painter, area, option, tokens)
         inner = area.adjusted(INSET, 0, -INSET, 0)
         _paint_tile(painter, inner, model, tokens)
         _paint_texts(painter, inner.adjusted(TILE + GAP, 0, -RIGHT_WIDTH, 0), model, option.font, tokens)
@@ -126,19 +127,6 @@ def _searched(model: FoundModel) -> str:
     return f"{model.name} {model.path} {summary(model)} {KINDS[model.kind]}".lower()
 
 
-def _paint_background(painter: QPainter, area: QRect, option: QStyleOptionViewItem, tokens: Tokens) -> None:
-    state = option.state
-    if state & QStyle.StateFlag.State_Selected:
-        colour = tokens.accent_soft
-    elif state & QStyle.StateFlag.State_MouseOver:
-        colour = tokens.hover
-    else:
-        return
-    painter.setPen(QColor(tokens.accent) if state & QStyle.StateFlag.State_HasFocus else Qt.PenStyle.NoPen)
-    painter.setBrush(QColor(colour))
-    painter.drawRoundedRect(QRectF(area).adjusted(0.5, 0.5, -0.5, -0.5), 8, 8)
-
-
 def _paint_tile(painter: QPainter, area: QRect, model: FoundModel, tokens: Tokens) -> None:
     tile = QRect(area.left(), area.center().y() - TILE // 2, TILE, TILE)
     name, colour = _ICONS.get(model.kind, "folder"), tokens.accent
@@ -159,10 +147,10 @@ def _paint_texts(painter: QPainter, area: QRect, model: FoundModel, font: QFont,
     strong.setWeight(QFont.Weight.DemiBold)
     top = QRect(area.left(), area.top() + 10, area.width(), 20)
     bottom = QRect(area.left(), area.top() + 31, area.width(), 20)
-    _paint_line(painter, top, model.name, strong, tokens.text)
+    paint_line(painter, top, model.name, strong, tokens.text)
     if model.info is None:
         bottom.setWidth(area.width() + RIGHT_WIDTH)  # a sentence, and nothing stands beside it
-    _paint_line(painter, bottom, summary(model), font, tokens.danger if model.info is None else tokens.muted)
+    paint_line(painter, bottom, summary(model), font, tokens.danger if model.info is None else tokens.muted)
 
 
 def _paint_right(
@@ -173,35 +161,9 @@ def _paint_right(
     right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
     column = QRect(area.right() - RIGHT_WIDTH, area.top() + 10, RIGHT_WIDTH, 20)
     if model.info is None:
-        _paint_line(painter, column, tr("Cannot be used"), small, tokens.danger, right)
+        paint_line(painter, column, tr("Cannot be used"), small, tokens.danger, right)
         return
-    _paint_line(painter, column, human_bytes(model.info.nbytes), font, tokens.text, right)
+    paint_line(painter, column, human_bytes(model.info.nbytes), font, tokens.text, right)
     column.translate(0, 21)
     if fit is not None:
-        metrics = QFontMetrics(small)
-        badge = QRect(0, 0, metrics.horizontalAdvance(tr(fit.short)) + 16, 18)
-        badge.moveTopRight(column.topRight())
-        colours = {
-            "success": (tokens.success_soft, tokens.success),
-            "warning": (tokens.warning_soft, tokens.warning),
-            "error": (tokens.danger_soft, tokens.danger),
-        }
-        background, colour = colours[fit.level]
-        painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(QColor(background))
-        painter.drawRoundedRect(badge, 8, 8)
-        _paint_line(painter, badge, tr(fit.short), small, colour, Qt.AlignmentFlag.AlignCenter)
-
-
-def _paint_line(
-    painter: QPainter,
-    area: QRect,
-    text: str,
-    font: QFont,
-    colour: str,
-    align: Qt.AlignmentFlag = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter,
-) -> None:
-    painter.setFont(font)
-    painter.setPen(QColor(colour))
-    shown = QFontMetrics(font).elidedText(text.replace("\n", " "), Qt.TextElideMode.ElideRight, area.width())
-    painter.drawText(area, int(align), shown)
+        paint_badge(painter, column, tr(fit.short), fit.level, small, tokens)

@@ -1,10 +1,13 @@
 """Take pictures of all six pages, light and dark, of the real window with the real starter model.
 
     python packaging/screenshots.py OUT [--runs FOLDER] [--size 1240x820] [--only models,quantize] [--say TEXT]
+        [--hub URL]
 
 Works without a screen (QT_QPA_PLATFORM=offscreen) and under Xvfb; QT_SCALE_FACTOR=2 with half the size gives a dense
 screen. `--runs` is a folder with finished runs, which the Run, Compare and Chat pages then show; it is copied first.
-With `--say` the model of the first finished run is really asked, and the picture taken when it has answered.
+`--hub` is the address of a Hub (`python tests/fakehub.py FOLDER` serves one); then `find`, `hub-about`, `hub-fit`,
+`hub-layers`, `hub-files`, `downloads` and `library` may be asked for too. With `--say` the model of the first finished
+run is really asked, and the picture taken when it has answered.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from PySide6.QtWidgets import QApplication
 
+    from quantstudio.core.hub import ModelSummary
     from quantstudio.gui.main_window import MainWindow
     from quantstudio.gui.pages.chat_page import ChatPage
+    from quantstudio.gui.pages.models_page import ModelsPage
 
-SETTLE_S, CHARTS_S, ANSWER_S = 1.5, 4.0, 180.0
+SETTLE_S, CHARTS_S, ANSWER_S, HUB_S = 1.5, 4.0, 180.0, 30.0
+HUB_PAGES = ("find", "hub-about", "hub-fit", "hub-layers", "hub-files", "downloads", "library")
 
 
 def main() -> int:
@@ -34,6 +40,8 @@ def main() -> int:
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     with tempfile.TemporaryDirectory(prefix="quantstudio-pictures-") as home:
         os.environ["QUANTSTUDIO_HOME"] = home
+        if options.hub:
+            os.environ |= {"HF_ENDPOINT": options.hub, "HF_HOME": str(Path(home) / "hf")}
         if options.runs:
             shutil.copytree(options.runs, Path(home) / "runs", symlinks=True)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -47,6 +55,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--runs", type=Path, default=None, help="a folder with finished runs")
     parser.add_argument("--models", default="", help="a folder of models to show beside the starter model")
+    parser.add_argument("--hub", default="", help="address of a Hub, for the pages that need one")
     parser.add_argument("--size", default="1240x820", help="of the window, in device-independent pixels")
     parser.add_argument("--only", default="models,quantize,run,compare,chat,settings")
     parser.add_argument("--say", default="", help="what to ask the model on the Chat page")
@@ -69,8 +78,11 @@ def _take_all(options: argparse.Namespace, theme: str) -> None:
     window.show()
     window.context.library.refresh(settings)
     for name in options.only.split(","):
-        window.show_page(PageId(name))
-        _prepare(app, window, PageId(name), options.say)
+        if name in HUB_PAGES:
+            _prepare_hub(app, window, name)
+        else:
+            window.show_page(PageId(name))
+            _prepare(app, window, PageId(name), options.say)
         window.grab().save(str(options.out / f"{name}-{theme}.png"))
     window.close()
     window.deleteLater()
@@ -97,6 +109,35 @@ def _prepare(app: QApplication, window: MainWindow, page: str, say: str) -> None
         chat.send(say)
         _wait(app, ANSWER_S, until=lambda: bool(answers))
     _wait(app, SETTLE_S)
+
+
+def _prepare_hub(app: QApplication, window: MainWindow, name: str) -> None:
+    """Bring a view of the Hub forward and wait for the Hub's answer. Downloads are those of its two smallest models."""
+    from quantstudio.gui.pages.catalogue import PageId
+    from quantstudio.gui.pages.models_page import Tab
+
+    window.show_page(PageId.MODELS)
+    page = cast("ModelsPage", window.stack.currentWidget())
+    page.show_tab(Tab.FIND)
+    find = page.find_view
+    _wait(app, HUB_S, until=lambda: find.items.rowCount() > 0 and not find.call.busy)
+    rows = sorted((find.items.index(row).data(256) for row in range(find.items.rowCount())), key=_size)
+    if name.startswith("hub-"):
+        find.open_model(rows[len(rows) // 2])
+        _wait(app, HUB_S, until=lambda: find.model_view.details is not None)
+        find.model_view.tabs.setCurrentIndex(HUB_PAGES.index(name) - 1)
+    elif name in ("downloads", "library"):
+        for row in rows[:3]:
+            page.start_download(row.id)
+        _wait(app, 2.0 if name == "downloads" else HUB_S, until=lambda: not window.context.downloads.downloads)
+        page.show_tab(Tab.DOWNLOADS if name == "downloads" else Tab.LIBRARY)
+    else:
+        find._pages.setCurrentIndex(0)
+    _wait(app, SETTLE_S)
+
+
+def _size(row: ModelSummary) -> int:
+    return row.download_bytes or 0
 
 
 def _wait(app: QApplication, seconds: float, until: Callable[[], bool] = lambda: False) -> None:

@@ -54,7 +54,7 @@ ACTIVATION_BYTES = 34 * 2
 LOGIT_BYTES = 12
 STEP_TOKENS = 8192
 """Tokens of one update; `MICRO_TOKENS` of them are in work at once: least, usual, most."""
-MICRO_TOKENS = (512, 2048, 8192)
+MICRO_TOKENS = (512, 1024, 4096)
 QUICK_STEPS = 50
 LORA_RANK = 16
 FAKE_QUANT_TIME = 1.34

@@ -90,6 +90,9 @@ def need_fit(need: Need, machine: Machine) -> Fit:
     if need.verdict is Verdict.NO:
         text = f"It needs {wants} of memory; {pool} {have}."
         return Fit("error", _SHORT[need.verdict], " ".join(filter(None, (text, instead_words(need.instead)))))
+    if need.verdict is Verdict.CLOSE and need.task in (Task.LORA, Task.QAT):
+        text = f"It fits when little is held in memory at once, which takes longer: {wants}; {pool} {have}."
+        return Fit("warning", _SHORT[need.verdict], text)
     if need.verdict is Verdict.CLOSE:
         text = f"It may just fit: {wants} of memory are needed; {pool} {have}. Close other programs first."
         return Fit("warning", _SHORT[need.verdict], text)

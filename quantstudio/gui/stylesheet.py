@@ -98,6 +98,7 @@ QLineEdit, QPlainTextEdit, QTextEdit, QAbstractSpinBox, QComboBox {
 QLineEdit, QComboBox { min-height: 30px; padding: 0 8px; }
 QAbstractSpinBox { min-height: 30px; padding: 0; }
 QPlainTextEdit, QTextEdit { padding: 4px; }
+QTextEdit[role="plain"], QTextEdit[role="plain"]:focus { background: transparent; border: none; }
 QLineEdit:hover, QAbstractSpinBox:hover, QComboBox:hover { border-color: $muted; }
 QLineEdit:focus, QPlainTextEdit:focus, QTextEdit:focus, QAbstractSpinBox:focus, QComboBox:focus {
     border: 1px solid $accent;
@@ -172,7 +173,8 @@ QTabBar::tab {
     background: transparent; color: $muted; border: none; border-bottom: 2px solid transparent; padding: 8px 12px;
 }
 QTabBar::tab:hover { color: $text; }
-QTabBar::tab:selected { color: $accent; border-bottom: 2px solid $accent; font-weight: 600; }
+QTabBar::tab:selected { color: $accent; border-bottom: 2px solid $accent; }
+QTabBar::tab:focus { color: $text; }
 QMenu { background: $card; border: 1px solid $border_strong; border-radius: 8px; padding: 4px; }
 QMenu::item { padding: 6px 24px 6px 12px; border-radius: 5px; }
 QMenu::item:selected { background: $accent_soft; color: $accent; }

@@ -6,7 +6,7 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 
 from quantstudio.core.hub import LayerKind, ModelDetails, ModelSummary
-from quantstudio.core.humanize import human_bytes, human_count
+from quantstudio.core.humanize import human_bytes, human_count, human_percent
 from quantstudio.gui.hub_texts import day, family_word
 from quantstudio.gui.language import tr
 from quantstudio.gui.model_texts import dtype_word
@@ -18,6 +18,9 @@ from quantstudio.gui.widgets.stranger_text import StrangerText
 FACTS_WIDTH = 280
 MOST_OTHERS = 8
 MOST_FILES = 2000
+MOST_KINDS = 60
+READABLE = 900
+"""Rows of a table wider than this are hard to follow."""
 PARTS = {"embedding": "Embedding", "layer": "Layers", "head": "Head", "rest": "Norms and biases"}
 
 
@@ -101,7 +104,7 @@ class FitTab(QWidget):
         column.addStretch(1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(_scrolled(inside))
+        layout.addWidget(_scrolled(_narrow(inside)))
 
     def clear(self) -> None:
         """Show nothing."""
@@ -136,11 +139,16 @@ class LayersTab(QWidget):
         upper, lower = Card("Parameters by part"), Card("Weight matrices")
         upper.body.addWidget(self.parts)
         lower.body.addWidget(self.kinds)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
+        inside = QWidget()
+        layout = QVBoxLayout(inside)
+        layout.setContentsMargins(0, 0, GAP, 0)
         layout.setSpacing(SPACE)
         layout.addWidget(upper)
-        layout.addWidget(lower, 1)
+        layout.addWidget(lower)
+        layout.addStretch(1)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(_scrolled(_narrow(inside)))
 
     def clear(self) -> None:
         """Show nothing."""
@@ -154,14 +162,16 @@ class LayersTab(QWidget):
             (
                 tr(PARTS.get(part.part, part.part)),
                 human_count(part.parameters),
-                f"{part.parameters / total:.0%}",
+                human_percent(part.parameters / total),
                 human_bytes(part.nbytes),
             )
             for part in details.parts
         ]
         self.parts.show_rows(rows)
         self.parts.setFixedHeight(44 + 30 * max(1, len(rows)))
-        self.kinds.show_rows([_kind_row(kind) for kind in details.layer_kinds])
+        kinds = details.layer_kinds[:MOST_KINDS]
+        self.kinds.show_rows([_kind_row(kind) for kind in kinds])
+        self.kinds.setFixedHeight(44 + 30 * max(1, len(kinds)))
 
 
 class FilesTab(QWidget):
@@ -253,6 +263,17 @@ def _kind_row(kind: LayerKind) -> tuple[str, str, str, str]:
         f"{kind.rows:,} × {kind.columns:,}",
         sizes if kind.quantizable else kind.why_not,
     )
+
+
+def _narrow(inside: QWidget) -> QWidget:
+    """The same, no wider than can be read, on the left."""
+    outer = QWidget()
+    layout = QHBoxLayout(outer)
+    layout.setContentsMargins(0, 0, 0, 0)
+    inside.setMaximumWidth(READABLE)
+    layout.addWidget(inside, 1000)
+    layout.addStretch(1)
+    return outer
 
 
 def _scrolled(inside: QWidget) -> QScrollArea:

@@ -33,6 +33,7 @@ class StrangerText(QTextBrowser):
         self.setOpenLinks(False)
         self.setOpenExternalLinks(False)
         self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setProperty("role", "plain")
         self.setAccessibleName(tr(name))
         self.setToolTip("")
         self.document().setUndoRedoEnabled(False)

@@ -32,7 +32,8 @@ class Latest(QObject):
         self._pool.start(_Task(self._number, work, self._done.emit))
 
     def wait(self) -> None:
-        """Drop what waits and finish what runs, as before the window goes."""
+        """Drop what waits, and finish what runs without telling its answer, as before the window goes."""
+        self._number += 1
         self._pool.clear()
         self._pool.waitForDone()
 

@@ -55,7 +55,7 @@ def test_a_banner_in_a_narrow_place_shows_long_layer_names_whole(qtbot):
 
 
 def test_breaks_are_put_into_names_and_not_between_words():
-    assert breakable("a.b c. d 1.5") == "a.\u200bb c. d 1.\u200b5"
+    assert breakable("a.b c. d 1.5") == "a.\u200bb c. d 1.5"
 
 
 def test_a_long_line_is_elided_and_told_by_the_tooltip(qtbot):

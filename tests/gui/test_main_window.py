@@ -22,6 +22,7 @@ from PySide6.QtWidgets import (
     QPlainTextEdit,
     QProgressBar,
     QScrollBar,
+    QTabBar,
     QWidget,
 )
 
@@ -88,7 +89,7 @@ def is_inner(widget):
     """A part that Qt puts into another control, which carries the name and the tooltip."""
     parent = widget.parent()
     while isinstance(parent, QWidget):
-        if isinstance(parent, (QAbstractSpinBox, QComboBox, QLineEdit, QAbstractItemView, QPlainTextEdit)):
+        if isinstance(parent, (QAbstractSpinBox, QComboBox, QLineEdit, QAbstractItemView, QPlainTextEdit, QTabBar)):
             return True
         parent = parent.parent()
     return isinstance(widget, QScrollBar)

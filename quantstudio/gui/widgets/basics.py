@@ -72,8 +72,8 @@ def wrapped(text: str) -> str:
 
 
 def breakable(text: str) -> str:
-    """The text with places to break in long dotted names, which Qt would cut off otherwise."""
-    return re.sub(r"(?<=[\w])([._/])(?=\w)", "\\1\u200b", text)
+    """The text with places to break in long dotted names (not in numbers), which Qt would cut off otherwise."""
+    return re.sub(r"(?<=\w)([._/])(?=[^\W\d])", "\\1\u200b", text)
 
 
 def icon_label(name: str, role: str = "muted", size: int = ICON_SIZE) -> QLabel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QComboBox, QGridLayout, QLineEdit, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QComboBox, QGridLayout, QLineEdit, QSizePolicy, QVBoxLayout, QWidget
 
 from quantstudio.core.hub import SearchQuery, Sort
 from quantstudio.gui.language import tr
@@ -39,7 +39,7 @@ class HubFilters(QWidget):
         self.smallest = _choice("At least so many parameters.", [(None, "Any size"), *_sized("From")])
         self.largest = _choice("At most so many parameters.", [(None, "No limit"), *_sized("Up to")])
         self.licence = _open_choice("Any licence", LICENCES, "Licence, by the Hub's short name.")
-        self.family = _open_choice("Any architecture", FAMILIES, "Architecture family, as config.json names it.")
+        self.family = _open_choice("Any family", FAMILIES, "Architecture family, as config.json names it.")
         self.access = _choice("Whether you have to ask for access first.", ACCESS)
         self.sort = _choice("Order of the results.", SORTS)
         self.search = button(
@@ -89,7 +89,8 @@ class HubFilters(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(GAP)
         top = row(self.text, self.sort, self.search)
-        top.setStretch(0, 1)
+        top.setStretch(0, 4)
+        top.setStretch(1, 1)
         layout.addLayout(top)
         layout.addLayout(grid)
 
@@ -106,6 +107,7 @@ def _line(hint: str, tip: str) -> QLineEdit:
     made.setClearButtonEnabled(True)
     made.setMaxLength(200)
     made.setMinimumWidth(60)
+    made.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
     return made
 
 
@@ -133,7 +135,10 @@ def _dress(box: QComboBox, tip: str) -> None:
     box.setAccessibleName(tr(tip).rstrip("."))
     box.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
     box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    box.setMinimumContentsLength(8)
+    box.setMinimumContentsLength(6)
+    box.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+    if (edit := box.lineEdit()) is not None:
+        edit.setCursorPosition(0)
 
 
 def _chosen(box: QComboBox) -> str:

@@ -20,7 +20,7 @@ from quantstudio.core.machine import Machine
 from quantstudio.core.model_info import ModelInfo, Part, TensorInfo, WeightSlot, read_model_info
 from quantstudio.core.paths import starter_model
 from quantstudio.core.recipe import Recipe
-from quantstudio.core.schemes import W4A16
+from quantstudio.core.schemes import W4A16, W8A16
 
 GB = 10**9
 
@@ -122,13 +122,13 @@ def test_what_does_not_fit_is_told_with_the_nearest_thing_that_does():
 
 
 def test_fewer_bits_are_advised_before_a_smaller_model():
-    info = model(context=2048)
+    info = model()
     sizes = {label: nbytes for _, label, nbytes, _ in scheme_sizes(info)}
-    room = chat_memory(info, sizes["W3A16 g128"], 1024).high / 0.95 + 1e6
-    found = found_for(info, memory=int(room), context=1024)[Task.CHAT]
-    if found.verdict is Verdict.NO:
-        assert found.instead.scheme == "W3A16 g128"
     assert sizes["W8A16"] > sizes["W4A16 g128"] > sizes["W3A16 g128"] > sizes["W2A16 g128"]
+    room = machine(int(chat_memory(info, sizes["W4A16 g128"], 1024).high / 0.94))
+    found = needs(info, room, Path("/"), scheme=W8A16(), context=1024, missing_bytes=0)
+    chat = next(need for need in found if need.task is Task.CHAT)
+    assert (chat.verdict, chat.instead.scheme) == (Verdict.NO, "W4A16 g128")
 
 
 def test_a_disk_that_is_too_small_is_told_before_memory():

@@ -1,7 +1,8 @@
 """A Hub on this machine: a real HTTP server that speaks the parts of the protocol that we use, with faults on demand.
 
-A repository is a folder ROOT/owner/name; its one commit is a checksum of its files, and `main` points to it. Weights
-are kept as LFS files: `resolve` sends to another origin (localhost instead of 127.0.0.1), as the real Hub does.
+A repository is a folder ROOT/owner/name, a dataset ROOT/datasets/owner/name; its one commit is a checksum of its files,
+and `main` points to it. Weights are kept as LFS files: `resolve` sends to another origin (localhost instead of
+127.0.0.1), as the real Hub does.
 
     python tests/fakehub.py ROOT [PORT]
 
@@ -24,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
-LFS = (".safetensors", ".bin", ".gguf")
+LFS = (".safetensors", ".bin", ".gguf", ".parquet")
 GOOD_TOKEN = "hf_goodgoodgoodgood"
 PIECE = 1 << 16
 
@@ -104,7 +105,11 @@ class FakeHub(ThreadingHTTPServer):
         return None
 
     def repos(self) -> list[str]:
-        return sorted(f"{path.parent.name}/{path.name}" for path in self.root.glob("*/*") if path.is_dir())
+        models = (path for path in self.root.glob("*/*") if path.is_dir() and path.parent.name != "datasets")
+        return sorted(f"{path.parent.name}/{path.name}" for path in models)
+
+    def has(self, repo: str) -> bool:
+        return repo in self.repos() or (repo.startswith("datasets/") and (self.root / repo).is_dir())
 
     def sums(self, path: Path) -> tuple[str, str]:
         """(git sha1, sha256) of a file, remembered while it does not change."""
@@ -130,6 +135,28 @@ class FakeHub(ThreadingHTTPServer):
                     entry["lfs"] = {"oid": sha256, "size": entry["size"], "pointerSize": 134}
                 entries.append(entry)
         return entries + self.extra_entries
+
+    def entries(self, repo: str) -> list[dict]:
+        """The tree with its folders."""
+        files = self.tree(repo) if self.has(repo) else []
+        folders = {str(parent) for entry in files for parent in Path(entry["path"]).parents if str(parent) != "."}
+        return [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)] + files
+
+    def describe_dataset(self, repo: str) -> dict:
+        """With a card of the one line that says the licence."""
+        card = (self.root / repo / "README.md").read_text(encoding="utf-8")
+        licence = re.search(r"^license: (.*)$", card, re.MULTILINE)
+        return {
+            "_id": "0",
+            "id": repo.removeprefix("datasets/"),
+            "sha": self.commit(repo),
+            "gated": "auto" if repo in self.gated else False,
+            "private": False,
+            "disabled": False,
+            "tags": [],
+            "cardData": {"license": licence[1]} if licence else {},
+            "siblings": [{"rfilename": entry["path"]} for entry in self.tree(repo)],
+        }
 
     def commit(self, repo: str) -> str:
         return hashlib.sha1(json.dumps(self.tree(repo)).encode(), usedforsecurity=False).hexdigest()
@@ -179,6 +206,18 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        found = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/paths-info/([^/]+)", unquote(urlsplit(self.path).path))
+        if not found:
+            return self._error(404, "EntryNotFound")
+        paths = set(json.loads(body)["paths"])
+        known = self.server.entries(found[1])
+        return self._repo(found[1], found[2], lambda repo: self._json([e for e in known if e["path"] in paths]))
+
     def do_GET(self):
         hub, parts = self.server, urlsplit(self.path)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
@@ -202,10 +241,27 @@ class Handler(BaseHTTPRequestHandler):
             self._repo(found[1], found[2], lambda repo: self._json(hub.tree(repo)))
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._repo(found[1], found[2], lambda repo: self._resolve(repo, found[3], token))
-        elif found := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"/cdn/((?:datasets/)?[^/]+/[^/]+)/(.+)", path):
             self._contents(found[1], found[2])
-        else:
+        elif not self._dataset(path, token):
             self._error(404, "EntryNotFound")
+
+    def _dataset(self, path, token) -> bool:
+        """Answer what is asked about a dataset; False: nothing is."""
+        hub = self.server
+        if found := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+?)(?:/revision/(.+))?", path):
+            self._repo(found[1], found[2] or "main", lambda repo: self._json(hub.describe_dataset(repo)))
+        elif found := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", path):
+            within = f"{found[3]}/" if found[3] else ""
+            deep = "recursive=true" in self.path.lower()
+            entries = [entry for entry in hub.entries(found[1]) if entry["path"].startswith(within)]
+            entries = [entry for entry in entries if deep or "/" not in entry["path"].removeprefix(within)]
+            self._repo(found[1], found[2], lambda repo: self._json(entries))
+        elif found := re.fullmatch(r"/(datasets/[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._repo(found[1], found[2], lambda repo: self._resolve(repo, found[3], token))
+        else:
+            return False
+        return True
 
     def _broken_api(self, fault: Fault) -> bool:
         if fault.kind == "silent":
@@ -253,7 +309,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _repo(self, repo, revision, answer):
         hub = self.server
-        if repo not in hub.repos():
+        if not hub.has(repo):
             self._error(404, "RepoNotFound")
         elif revision not in ("main", hub.commit(repo)):
             self._error(404, "RevisionNotFound")
@@ -305,9 +361,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(end - begin))
         self.send_header("ETag", hub.etag or f'"{hub.sums(path)[0]}"')
+        self.send_header("X-Repo-Commit", hub.commit(repo))
         if status == 206:
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
         self.end_headers()
+        if self.command == "HEAD":
+            return None
         return self._body(path, begin, end, fault)
 
     def _body(self, path, begin, end, fault):
@@ -346,7 +405,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 if __name__ == "__main__":

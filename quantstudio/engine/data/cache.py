@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from quantstudio.core.disk import write_atomically
+from quantstudio.core.errors import DataUnusable
 from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.result import DataSummary
 from quantstudio.engine.data.sources import identity
@@ -29,7 +30,7 @@ def place(folder: Path, section: DataSection, tokenizer: Any, seed: int) -> Path
     """The file that holds exactly this text for this tokenizer, if any does; None when the source cannot be read."""
     try:
         source = identity(section)
-    except OSError:
+    except (OSError, DataUnusable):
         return None  # whoever reads the source says what is wrong with it
     parts = [str(VERSION), section.model_dump_json(), source, tokenizer_identity(tokenizer), str(seed)]
     return folder / f"data-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.safetensors"

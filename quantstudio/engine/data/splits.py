@@ -6,7 +6,7 @@ itself (quotations, licences, near copies of documents) would otherwise be learn
 
 One exception: a form in which a data set writes its documents, such as the same instruction before each. Runs that
 stand in at least `FORM_SHARE` of the documents and `FORM_DOCUMENTS` of them connect only passages that consist mostly
-of such runs.
+of such runs. Others are known by what they hold beside the form.
 """
 
 from __future__ import annotations
@@ -44,20 +44,29 @@ class Connected:
 
 def connect(ids: NDArray[np.int32], compared: NDArray[np.bool_], passages: Passages) -> Connected:
     """Find the passages that share a run, by hashing the run at every position (64 bits)."""
-    hashes, owner = _runs(ids, compared, passages)
-    short_hashes, short_owner = _short_passages(ids, passages, owner)
+    count = len(passages.starts)
+    owner = np.repeat(np.arange(count), passages.ends - passages.starts)
+    hashes, places = _runs(ids, compared, passages.document[owner])
+    runs = np.bincount(owner[places], minlength=count)
     order = np.argsort(hashes, kind="stable")
-    hashes, owner = hashes[order], owner[order]
+    hashes, places = hashes[order], places[order]
     shared = np.zeros(len(hashes), np.bool_)
     shared[1:] = same = hashes[1:] == hashes[:-1]
     shared[:-1] |= same
-    runs = np.bincount(owner, minlength=len(passages.starts))
-    hashes, owner = hashes[shared], owner[shared]
-    form = _forms(hashes, passages.document[owner], int(passages.document.max()) + 1)
-    mostly = np.bincount(owner[form], minlength=len(runs)) > runs / 2
-    kept = ~form | mostly[owner]
-    pairs = [_neighbours(hashes[kept], owner[kept]), _neighbours(short_hashes, short_owner)]
-    return Connected(_components(len(passages.starts), np.concatenate(pairs)), bool((form & ~mostly[owner]).any()))
+    hashes, places, alone = hashes[shared], places[shared], places[~shared]
+    form = _forms(hashes, passages.document[owner[places]], int(passages.document.max()) + 1)
+    mostly = np.bincount(owner[places[form]], minlength=count) > runs / 2
+    in_form = _covered(places[form], len(ids))
+    clean = _free_of(in_form, places)
+    # What has no run of its own is compared as a whole: short documents, or short ones within a form.
+    clean_runs = np.concatenate([places[clean], alone[_free_of(in_form, alone)]])
+    without = np.flatnonzero((np.bincount(owner[clean_runs], minlength=count) == 0) & ~mostly)
+    kept = clean | mostly[owner[places]]
+    pairs = [
+        _neighbours(hashes[kept], owner[places[kept]]),
+        _neighbours(*_whole(ids, compared & ~in_form, passages, without)),
+    ]
+    return Connected(_components(count, np.concatenate(pairs)), bool((form & ~mostly[owner[places]]).any()))
 
 
 def draw(group: Indices, sizes: Indices, wanted: int, taken: NDArray[np.bool_], chance: np.random.Generator) -> Indices:
@@ -97,30 +106,43 @@ def run_hashes(ids: NDArray[np.int32]) -> NDArray[np.uint64]:
     return hashes
 
 
-def _runs(
-    ids: NDArray[np.int32], compared: NDArray[np.bool_], passages: Passages
-) -> tuple[NDArray[np.uint64], Indices]:
-    """Hash of every run that lies within one document and is compared throughout, and the passage that it begins in.
+def _runs(ids: NDArray[np.int32], compared: NDArray[np.bool_], document: Indices) -> tuple[NDArray[np.uint64], Indices]:
+    """Hash and first position of every run that lies within one document and is compared throughout.
 
-    Neighbouring passages may follow each other in their part, so runs across their border count. Two equal runs are in
-    different parts only if the passages that they begin in are.
+    Neighbouring passages may follow each other in their part, so runs across their border count, and belong to the
+    passage that they begin in. Two equal runs are in different parts only if the passages that they begin in are.
     """
     if len(ids) < RUN:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    left_out = np.concatenate([[0], np.cumsum(~compared)])
-    owner = np.repeat(np.arange(len(passages.starts)), passages.ends - passages.starts)
-    document = passages.document[owner]
     last = len(ids) - RUN + 1
-    valid = (document[:last] == document[RUN - 1 :]) & (left_out[RUN:] == left_out[:last])
-    return run_hashes(ids)[valid], owner[:last][valid]
+    valid = (document[:last] == document[RUN - 1 :]) & _free_of(~compared, np.arange(last))
+    return run_hashes(ids)[valid], np.flatnonzero(valid)
 
 
-def _short_passages(ids: NDArray[np.int32], passages: Passages, owner: Indices) -> tuple[NDArray[np.uint64], Indices]:
-    """Passages in which no run begins, such as documents that are shorter than one, are compared as a whole."""
-    without = np.flatnonzero(np.bincount(owner, minlength=len(passages.starts)) == 0)
-    hashes = [hash(ids[passages.starts[i] : passages.ends[i]].tobytes()) & _MASK for i in without]
-    order = np.argsort(np.asarray(hashes, np.uint64), kind="stable")
-    return np.asarray(hashes, np.uint64)[order], without[order]
+def _covered(places: Indices, length: int) -> NDArray[np.bool_]:
+    """Which of `length` positions lie in one of the runs that begin at `places`."""
+    change = np.zeros(length + 1, np.int64)
+    np.add.at(change, places, 1)
+    np.add.at(change, places + RUN, -1)
+    return np.cumsum(change[:-1]) > 0
+
+
+def _free_of(marked: NDArray[np.bool_], places: Indices) -> NDArray[np.bool_]:
+    """Which of the runs that begin at `places` hold no marked position."""
+    before = np.concatenate([[0], np.cumsum(marked)])
+    return before[places + RUN] == before[places]
+
+
+def _whole(
+    ids: NDArray[np.int32], counting: NDArray[np.bool_], passages: Passages, chosen: Indices
+) -> tuple[NDArray[np.uint64], Indices]:
+    """Hashes of all counting tokens of the chosen passages, sorted, and the passages."""
+    hashes = np.zeros(len(chosen), np.uint64)
+    for place, passage in enumerate(chosen):
+        part = slice(passages.starts[passage], passages.ends[passage])
+        hashes[place] = hash(ids[part][counting[part]].tobytes()) & _MASK
+    order = np.argsort(hashes, kind="stable")
+    return hashes[order], chosen[order]
 
 
 def _forms(hashes: NDArray[np.uint64], document: Indices, documents: int) -> NDArray[np.bool_]:

@@ -25,6 +25,7 @@ FORMATS = ("parquet", "json", "text", "csv", "arrow")
 """The library's builders that read text and nothing else."""
 MAX_DOCUMENT = 32 << 20
 FIELD = "data.source.dataset"
+OUTSIDE = "Its description names files outside the dataset, or archives."
 ANOTHER = "Choose another dataset, or download its text and choose it as a file."
 
 
@@ -98,12 +99,7 @@ def _check_builder(builder: Any, name: str, commit: str) -> None:
     inside = f"hf://datasets/{name}@{commit}/"
     files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
     if not files or not all(file.startswith(inside) and ".." not in file and "::" not in file for file in files):
-        raise refuse(
-            f"{name} is not read.",
-            why="Its description names files outside the dataset, or archives.",
-            hint=ANOTHER,
-            field=FIELD,
-        )
+        raise refuse(f"The dataset {name} is not read.", why=OUTSIDE, hint=ANOTHER, field=FIELD)
 
 
 def _is_textual(feature: Any, datasets: Any) -> bool:
@@ -124,7 +120,7 @@ def _translated(error: Exception, source: HubData) -> QuantStudioError:
     names = {cls.__name__ for one in chain for cls in type(one).__mro__}
     text = " ".join(without_secrets(str(error)).split())
     name = source.dataset
-    if "GatedRepoError" in names:
+    if "GatedRepoError" in names or "gated dataset" in text:
         return AccessNeeded(
             f"The dataset {name} must be asked for.",
             why="Its owner wants to know who uses it.",
@@ -160,6 +156,8 @@ def _unusable(name: str, text: str, source: HubData) -> QuantStudioError:
     if "split" in text.lower() and source.split in text:
         what = f"The dataset {name} has no split {source.split!r}."
         return refuse(what, why=text[:300], hint="Name a split that it has.", field="data.source.split")
+    if "data_files" in text:
+        return refuse(f"The dataset {name} is not read.", why=OUTSIDE, hint=ANOTHER, field=FIELD)
     if "scripts are no longer supported" in text:
         why = "It consists of a program that makes it, and programs of strangers are never run."
         return refuse(f"The dataset {name} cannot be read.", why=why, hint=ANOTHER, field=FIELD)

@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_said_and_nothing_of_it_is_run(add, hub, tmp_path
     secret = tmp_path / "secret.txt"
     secret.write_text("A secret of this machine.\n" * 50)
     add("ada/program", program_dot_py=PROGRAM)
-    add("ada/pickle", train_dot_pkl=PROGRAM)
+    add("ada/images", train__a_dot_png=b"png", train__b_dot_png=b"png")
     files = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "
     add("ada/thief", files + str(secret), train_dot_txt=b"text\n")
     add("ada/split", train_dot_jsonl=lines({"text": "x"}))
@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_said_and_nothing_of_it_is_run(add, hub, tmp_path
     hub.gated.add("datasets/ada/gated")
     cases = {
         "ada/program": (DataUnusable, {}),
-        "ada/pickle": (DataUnusable, {}),
+        "ada/images": (DataUnusable, {}),
         "ada/thief": (DataUnusable, {}),
         "ada/split": (DataUnusable, {"split": "test"}),
         "ada/gated": (AccessNeeded, {}),
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_said_and_nothing_of_it_is_run(add, hub, tmp_path
         assert said[name].field.startswith("data.source.")
     assert said["ada/split"].field == "data.source.split"
     assert "outside the dataset" in said["ada/thief"].why
-    assert "not a dataset of text" in said["ada/pickle"].what
+    assert "not a dataset of text" in said["ada/images"].what
     assert not (tmp_path / "hf" / "executed").exists()
 
 

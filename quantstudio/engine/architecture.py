@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -61,6 +61,13 @@ class Architecture:
     """Class name of each of those modules."""
     fusions: tuple[Fusion, ...] = ()
     """Tensors that the output must hold as the model has them."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Name in the files → name in the model, for every tensor that is only renamed."""
+
+    @property
+    def file_names(self) -> dict[str, str]:
+        """Name in the model → name in the files, for the same tensors as `keys`."""
+        return {key: name for name, key in self.keys.items()}
 
     def why_not(self, slot: WeightSlot) -> str:
         """Why this matrix cannot be quantized after all; empty when it can."""
@@ -90,6 +97,7 @@ def inspect_architecture(info: ModelInfo) -> Architecture:
         modules=names,
         kinds={name: type(named[name]).__name__ for name in names.values()},
         fusions=fusions,
+        keys=keys,
     )
 
 

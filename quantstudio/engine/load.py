@@ -58,7 +58,7 @@ def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUT
     """
     folder = folder.resolve()
     require_safe(folder)
-    target = _resolve_device(device)
+    target = resolve_device(device)
     keep_freed_memory()
     register_attention()
     config = _read_config(folder)
@@ -115,7 +115,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         raise ModelDamaged(f"The tokenizer in {folder} cannot be read.", why=str(error)) from error
 
 
-def _resolve_device(device: str) -> str:
+def resolve_device(device: str) -> str:
+    """auto, cpu or cuda → cpu or cuda. Raises ModelUnsupported when there is no GPU."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -19,10 +19,10 @@ from quantstudio.core.estimate import check_machine
 from quantstudio.core.jobs import MeasureJob
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import ModelInfo, read_model_info
-from quantstudio.core.plan import QuantizationPlan, make_plan
+from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import ModelSection, Recipe
-from quantstudio.core.result import Environment, Measurement, Quantization, RunResult
-from quantstudio.core.sensitivity import SENSITIVITY_FILE, is_target
+from quantstudio.core.recipe_method import NEEDS_DATA
+from quantstudio.core.result import DataSummary, Environment, Measurement, Quantization, RunResult
 from quantstudio.core.usage import mark_used
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
@@ -31,6 +31,8 @@ from quantstudio.engine.measure.environment import read_environment
 from quantstudio.engine.measure.isolated import measure_isolated
 from quantstudio.engine.measure.spec import MeasureSpec
 from quantstudio.engine.measure.text import read_text
+from quantstudio.engine.methods.choose import DATA, choose_weights, phases_of, prepare_text
+from quantstudio.engine.methods.choose import PHASES as METHOD_PHASES
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.resolved import resolved_recipe
 
@@ -38,7 +40,6 @@ ORIGINAL_LABEL = "Original"
 _PHASES = {
     "download": "Downloading the model",
     "check": "Checking model and machine",
-    "sensitivity": "Measuring how sensitive each layer is",
     "quantize": "Quantizing",
     "measure_original": "Measuring the original",
     "measure_quantized": "Measuring the result",
@@ -46,7 +47,7 @@ _PHASES = {
     "measure_original_again": "Measuring the original again",
     "save": "Saving",
 }
-_UNMEASURED = ("download", "check", "sensitivity", "quantize", "save")
+_UNMEASURED = ("download", "check", "quantize", "save")
 
 
 def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResult:
@@ -58,22 +59,16 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     from quantstudio.engine.model_card import write_model_card
 
     downloading = must_download(recipe.model)
-    phases = [id for id in _PHASES if recipe.measure.enabled or id in _UNMEASURED]
-    needless = {"download": not downloading, "sensitivity": not is_target(recipe.precision)}
-    enter = _Phases(reporter, tuple(id for id in phases if not needless.get(id)))
+    enter = _Phases(reporter, _planned(recipe, downloading=downloading))
     enter("download" if downloading else "check")
     source = acquire(recipe, run_folder, reporter)
     if downloading:
         enter("check")
     info, plan = _check(recipe, source, run_folder, reporter)
-    if is_target(recipe.precision):
-        enter("sensitivity")
-        recipe, plan = _allotted(info, recipe, run_folder, reporter)
     environment = _record_setting(recipe, info, run_folder)
     model = run_folder / run_store.MODEL
     with _partial(model) as partial:
-        enter("quantize")
-        quantization = _quantize(info, plan, recipe, partial, reporter)
+        quantization, data = _quantize(info, plan, recipe, partial, enter, reporter)
         result = RunResult(
             run_id=run_folder.name,
             name=run_store.run_title(recipe),
@@ -81,6 +76,7 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
             recipe=recipe,
             quantization=quantization,
             environment=environment,
+            data=data,
         )
         if recipe.measure.enabled:
             with _kept_when_measuring_fails(result, model, reporter):
@@ -90,8 +86,16 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
         write_model_card(partial, recipe, quantization, result)
         _publish(result, model)
     write_atomically(run_folder / run_store.RESULT, result.model_dump_json(indent=1) + "\n")
+    remove_tree(run_folder / run_store.WORK)
     reporter.artifact("model", str(model))
     return result
+
+
+def _planned(recipe: Recipe, *, downloading: bool) -> tuple[str, ...]:
+    """Ids of the run's phases in order."""
+    ids = [id for id in _PHASES if recipe.measure.enabled or id in _UNMEASURED]
+    before = ids.index("quantize")
+    return tuple(ids[0 if downloading else 1 : before] + list(phases_of(recipe)) + ids[before:])
 
 
 def measure_only(job: MeasureJob, reporter: Reporter) -> Measurement:
@@ -123,7 +127,7 @@ class _Phases:
     def __init__(self, reporter: Reporter, ids: tuple[str, ...], titles: dict[str, str] | None = None) -> None:
         self._reporter = reporter
         self._ids = ids
-        self._titles = _PHASES | (titles or {})
+        self._titles = _PHASES | METHOD_PHASES | (titles or {})
 
     def __call__(self, id: str) -> None:
         self._reporter.phase(id, self._titles[id], self._ids.index(id), len(self._ids))
@@ -141,24 +145,24 @@ def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -
     return info, estimate.plan
 
 
-def _allotted(info: ModelInfo, recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[Recipe, QuantizationPlan]:
-    """Bits for every layer in place of a target, and the plan that follows from them."""
-    from quantstudio.engine.sensitivity.work import with_bits_per_layer
-
-    recipe = with_bits_per_layer(info, recipe, run_folder / SENSITIVITY_FILE, reporter)
-    return recipe, make_plan(info, recipe)
-
-
 def _quantize(
-    info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, partial: Path, reporter: Reporter
-) -> Quantization:
+    info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, partial: Path, enter: _Phases, reporter: Reporter
+) -> tuple[Quantization, DataSummary | None]:
+    """Choose and write; what a method finishes on the way outlives the process beside `partial`."""
     import torch
 
     from quantstudio.engine.measure.environment import thread_count
     from quantstudio.engine.quantize import quantize_model
 
     torch.set_num_threads(thread_count(recipe.machine))
-    return quantize_model(info, plan, recipe, partial, reporter)
+    run_folder, data = partial.parent, None
+    if recipe.method.kind in NEEDS_DATA:
+        enter(DATA)
+        data = prepare_text(recipe, info.path, run_folder, reporter)
+    chosen = choose_weights(info, plan, recipe, run_folder, data, enter, reporter)
+    enter("quantize")
+    quantization = quantize_model(info, plan, recipe, partial, reporter, chosen)
+    return quantization, data.summary if data else None
 
 
 def _record_setting(recipe: Recipe, info: ModelInfo, run_folder: Path) -> Environment:

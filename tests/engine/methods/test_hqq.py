@@ -1,0 +1,44 @@
+"""HQQ forgives outliers; no row depends on another; a stopped run goes on."""
+
+import pytest
+import torch
+
+from quantstudio.core.model_info import read_model_info
+from quantstudio.core.plan import make_plan
+from quantstudio.core.recipe import Recipe
+from quantstudio.core.schemes import W3A16, WeightSpec
+from quantstudio.engine.methods.hqq import NORM, choose_hqq, quantize_hqq
+from quantstudio.engine.methods.rtn import quantize_rtn
+from quantstudio.engine.reporter import silent
+
+
+def error(weight, quantized):
+    return float((weight - quantized.dequantize().float()).abs().pow(NORM).sum())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_outliers_no_longer_widen_the_grid(bits, symmetric):
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(1))
+    weight[:, ::40] *= 6
+    spec = WeightSpec(bits, 64, symmetric)
+    bound = 0.85 if bits < 4 else 0.99  # 16 levels leave little to win
+    assert error(weight, quantize_hqq(weight, spec)) < bound * error(weight, quantize_rtn(weight, spec))
+
+
+def test_rows_are_independent():
+    weight = torch.randn(12, 64)
+    spec = WeightSpec(3, 32)
+    whole, part = quantize_hqq(weight, spec), quantize_hqq(weight[4:8], spec)
+    assert torch.equal(whole.codes[4:8], part.codes)
+    assert torch.equal(whole.scales[4:8], part.scales)
+
+
+def test_every_layer_is_chosen_once(tiny_folder, tmp_path):
+    info = read_model_info(tiny_folder)
+    plan = make_plan(info, Recipe(scheme=W3A16(group_size=32)))
+    chosen = choose_hqq(info, plan, tmp_path, silent())
+    assert all(chosen.spec(layer.slot.module) == layer.spec for layer in plan.quantized if layer.spec.bits == 3)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "hqq").iterdir()}
+    choose_hqq(info, plan, tmp_path, silent())
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "hqq").iterdir()}

@@ -152,8 +152,10 @@ def _add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--plain", action="store_true", help="continue your text instead of using the chat template")
     for name, kind, help_text in _sampling_flags():
-        flag, shown = f"--{name.replace('_', '-')}", "X" if kind is float else "N"
-        parser.add_argument(flag, type=kind, default=None, metavar=shown, help=help_text.replace("%", "%%"))
+        flag, shown = f"--{name.replace('_', '-')}", {float: "X", int: "N", str: "TEXT"}[kind]
+        action, again = ("append", " May be given several times.") if kind is str else ("store", "")
+        help_text = help_text.replace("%", "%%") + again
+        parser.add_argument(flag, type=kind, action=action, default=None, metavar=shown, help=help_text)
     add_recipe_flags(parser, sections=("machine",), without=("machine.seed",))  # --seed is the one that counts here
     parser.set_defaults(command=_chat)
 
@@ -174,7 +176,8 @@ def _sampling_flags() -> list[tuple[str, type, str]]:
     from quantstudio.core.jobs import Sampling
 
     fields = Sampling.model_fields
-    return [(name, float if info.annotation is float else int, info.description or "") for name, info in fields.items()]
+    kinds = {name: float if info.annotation is float else int for name, info in fields.items()} | {"stop": str}
+    return [(name, kinds[name], info.description or "") for name, info in fields.items()]
 
 
 def _quantize(options: argparse.Namespace) -> int:

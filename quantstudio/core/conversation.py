@@ -55,6 +55,7 @@ class Turn(_Line):
     tokens: int = 0
     ttft_s: float = 0.0
     tokens_per_s: float = 0.0
+    reused_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Conversation:
             tokens=numbers.tokens,
             ttft_s=numbers.ttft_s,
             tokens_per_s=numbers.tokens_per_s,
+            reused_tokens=numbers.reused_tokens,
         )
         self.turns.append(turn)
         return turn

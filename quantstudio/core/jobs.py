@@ -169,6 +169,13 @@ class Sampling(Plain):
         title="Top-p",
         description="Only the likeliest words that together reach this probability are considered.",
     )
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        title="Min-p",
+        description="Only words at least this share as likely as the likeliest are considered. 0: all.",
+    )
     repetition_penalty: float = Field(
         default=1.1,
         ge=0.5,
@@ -183,8 +190,17 @@ class Sampling(Plain):
         title="Longest answer",
         description="The answer stops after this many tokens.",
     )
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        max_length=16,
+        title="Stop texts",
+        description="The answer ends before any of these texts. \\n stands for a line break.",
+    )
     seed: int | None = Field(
-        default=None, title="Seed", description="Same seed, same answer. Empty: a new one each time."
+        default=None,
+        title="Seed",
+        description="Same seed, same answer: the whole conversation is then read anew each time. "
+        "Empty: a new seed each time.",
     )
 
 

@@ -135,7 +135,10 @@ class Tokens(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Message):
-    """An answer of a chat is complete. Rates in tokens per second, times in seconds. `reason`: end, length, stopped."""
+    """An answer of a chat is complete. Rates in tokens per second, times in seconds. `reason`: end, length, stopped.
+
+    `reused_tokens` of the prompt were known from the turns before and not read again.
+    """
 
     type: ClassVar[str] = "answer"
     turn: int
@@ -144,6 +147,7 @@ class Answer(Message):
     tokens: int
     ttft_s: float
     tokens_per_s: float
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

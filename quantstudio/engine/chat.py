@@ -22,7 +22,7 @@ from quantstudio.core.model_info import read_model_info
 from quantstudio.core.recipe import ModelSection
 from quantstudio.core.usage import mark_used
 from quantstudio.engine.chat_template import render
-from quantstudio.engine.generate import Generator, Stats
+from quantstudio.engine.generate import PROMPT_CHUNK, Generator, Stats
 from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.reporter import Reporter
 
@@ -91,11 +91,16 @@ class Chat:
                 tokens=stats.tokens,
                 ttft_s=stats.ttft_s,
                 tokens_per_s=stats.tokens_per_s,
+                reused_tokens=stats.reused_tokens,
             )
         )
 
     def _stream(self, prompt: Sequence[int], turn: Turn, number: int) -> Stats:
-        for piece in self._generator.stream(prompt, turn.request.sampling, turn.stop):
+        def on_progress(done: int) -> None:
+            if len(prompt) > PROMPT_CHUNK:  # others are read in one piece
+                self._reporter.progress(done, len(prompt), "tokens", "Reading the conversation")
+
+        for piece in self._generator.stream(prompt, turn.request.sampling, turn.stop, on_progress):
             if isinstance(piece, Stats):
                 return piece
             self._reporter.emit(protocol.Tokens(t=time.time(), text=piece, turn=number))

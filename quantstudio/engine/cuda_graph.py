@@ -44,6 +44,11 @@ class GraphDecoder:
         """Forget the sequence; cache and graph stay."""
         self._cache.reset()
 
+    def cut(self, length: int) -> None:
+        """Forget what comes after the first `length` positions; later ones are hidden and written anew."""
+        for layer in self._cache.layers:
+            layer.cumulative_length.clamp_(max=length)
+
     def read(self, ids: list[int]) -> torch.Tensor:
         """Append a piece of a prompt. Returns the logits `[vocabulary]` after it."""
         return self._eager(torch.tensor([ids], device=self._token.device))

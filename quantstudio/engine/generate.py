@@ -3,13 +3,17 @@
 transformers' `generate` is general and pays for it on every token. This loop calls the model's own forward with a
 cache that writes in place, asks for the last position's scores only, checks for a stop between any two tokens, and
 hands out whole characters. It covers one sequence at a time, greedy or sampled; no beams, no batches.
+
+What a new prompt has in common with the sequence in the cache need not be read again, so a follow-up question costs its
+own tokens, not the conversation's. The numbers then come from pieces of other lengths, which bf16 rounds otherwise, and
+a near-tie may fall the other way; an answer with a seed promises to be repeatable and therefore reads everything.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +22,14 @@ from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import Sampling
 from quantstudio.engine.cuda_graph import GraphDecoder, fits_graph
 from quantstudio.engine.detokenize import Detokenizer
-from quantstudio.engine.kv_cache import cache_argument, make_cache
+from quantstudio.engine.interrupt import Interrupted, interrupted_by
+from quantstudio.engine.kv_cache import cache_argument, cut, make_cache
 from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.sampling import Sampler
+from quantstudio.engine.stop_texts import StopTexts
 
 PROMPT_CHUNK = 512
-"""A prompt is read in pieces of this many tokens, so that a stop does not wait for a long one to end."""
+"""A prompt is read in pieces of this many tokens, so that scores and masks stay small and progress can be told."""
 _GRAPH_STEP = 1024
 """Static caches on a GPU hold a multiple of this many tokens, so that one graph serves most of a conversation."""
 
@@ -33,7 +39,8 @@ class Stats:
     """How an answer went. `reason`: end (the model finished), length (a limit was reached) or stopped (by the person).
 
     `ttft_s`: seconds from the request to the first token. `tokens_per_s`: rate of the tokens after the first, 0 when
-    there are none. `tokens` counts those written, the one that ends the answer not included.
+    there are none. `tokens` counts those written, the one that ends the answer not included. `reused_tokens` of the
+    prompt were in the cache already, from the conversation before, and were not read again.
     """
 
     prompt_tokens: int
@@ -41,6 +48,7 @@ class Stats:
     ttft_s: float
     tokens_per_s: float
     reason: str
+    reused_tokens: int = 0
 
 
 class Generator:
@@ -55,6 +63,7 @@ class Generator:
         self._uses_graph = self._device.type == "cuda" and fits_graph(loaded.model.config)
         self._graph: GraphDecoder | None = None
         self._tokens: list[int] = []
+        self._reused = 0
 
     @property
     def position(self) -> int:
@@ -67,20 +76,41 @@ class Generator:
         return int(getattr(self._text_config, "max_position_embeddings", 0) or 1 << 20)
 
     @torch.inference_mode()
-    def prefill(self, ids: Sequence[int], *, reserve: int = 0, cancel: threading.Event | None = None) -> torch.Tensor:
+    def prefill(
+        self,
+        ids: Sequence[int],
+        *,
+        reserve: int = 0,
+        cancel: threading.Event | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
         """Start a new sequence with a prompt. Returns the logits `[vocabulary]` of the token that follows it.
 
-        `reserve`: how many more tokens are expected, so that the cache need not grow. When `cancel` is set between
-        two pieces of the prompt the rest is left out. Raises PromptTooLong.
+        `reserve`: how many more tokens are expected, so that the cache need not grow. `on_progress` hears after each
+        piece how many tokens have been read. When `cancel` is set the rest is left out, and there are no logits.
+        Raises PromptTooLong.
         """
         self._require_room(ids)
         self._start(len(ids) + reserve)
-        logits = torch.empty(0)
-        for start in range(0, len(ids), PROMPT_CHUNK):
-            if cancel is not None and cancel.is_set():
-                break
-            logits = self._forward(list(ids[start : start + PROMPT_CHUNK]))
-        return logits
+        return self._read(ids, cancel, on_progress)
+
+    @torch.inference_mode()
+    def resume(
+        self,
+        ids: Sequence[int],
+        *,
+        reserve: int = 0,
+        cancel: threading.Event | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
+        """As `prefill`, but what the prompt has in common with the present sequence stays and is not read again.
+
+        The last token always is, for its logits. Models whose layers cannot forget (recurrent ones) start anew.
+        """
+        self._require_room(ids)
+        if not self._keep(ids, len(ids) + reserve):
+            self._start(len(ids) + reserve)
+        return self._read(ids[self.position :], cancel, on_progress)
 
     @torch.inference_mode()
     def decode_step(self, token: int) -> torch.Tensor:
@@ -92,18 +122,28 @@ class Generator:
             return self.prefill([*self._tokens, token], reserve=self.position)
         return self._forward([token])
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling, cancel: threading.Event) -> Iterator[str | Stats]:
+    def stream(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        cancel: threading.Event,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[str | Stats]:
         """Answer a prompt: pieces of text as they are complete, then, last, the `Stats`.
 
-        Stops at a token that ends the answer, at `sampling.max_tokens`, at the model's context length, or within one
-        token of `cancel` being set. Raises PromptTooLong, and BadWeights when the model's scores are not numbers.
+        Stops at a token or text that ends the answer, at `sampling.max_tokens`, at the model's context length, or
+        within one token (while the prompt is read: one layer) of `cancel` being set. `on_progress`: as in `prefill`.
+        Raises PromptTooLong, and BadWeights when the model's scores are not numbers.
         """
         if self._loaded.tokenizer is None:
             raise QuantStudioError("This model has no tokenizer, so it cannot write text.")
         started = time.perf_counter()
         sampler, text = Sampler(sampling, list(prompt)), Detokenizer(self._loaded.tokenizer)
+        stops = StopTexts(sampling.stop)
         limit = min(sampling.max_tokens, self.context_length - len(prompt))
-        logits = self.prefill(prompt, reserve=limit, cancel=cancel)
+        read = self.resume if sampling.seed is None else self.prefill
+        logits = read(prompt, reserve=limit, cancel=cancel, on_progress=on_progress)
+        reused = self._reused
         times: list[float] = []
         reason = "stopped"
         while not cancel.is_set():
@@ -112,25 +152,65 @@ class Generator:
                 reason = "end"
                 break
             times.append(time.perf_counter())
-            if piece := text.add(token):
+            if piece := stops.add(text.add(token)):
                 yield piece
+            if stops.found:
+                reason = "end"
+                break
             if len(times) >= limit:
                 reason = "length"
                 break
             logits = self.decode_step(token)
-        if piece := text.finish():
+        if piece := stops.add(text.finish()) + stops.finish():
             yield piece
-        yield _stats(len(prompt), started, times, reason)
+        yield _stats(len(prompt), started, times, reason, reused)
+
+    def _keep(self, ids: Sequence[int], length: int) -> bool:
+        """Shorten the sequence to what it has in common with a prompt; False: with room for `length` it must be new."""
+        known = min(len(self._tokens), len(ids) - 1)
+        common = next((at for at in range(known) if self._tokens[at] != ids[at]), known)
+        if not common or not self._shorten(common, length):
+            return False
+        self._reused = common
+        return True
+
+    def _shorten(self, tokens: int, room: int) -> bool:
+        if self._graph is None:
+            kept = not self._uses_graph and cut(self._cache, tokens)
+        elif kept := room <= self._graph.capacity:
+            self._graph.cut(tokens)
+        if kept:
+            del self._tokens[tokens:]
+        return kept
 
     def _start(self, length: int) -> None:
         """An empty cache with room for `length` tokens."""
-        self._tokens = []
+        self._tokens, self._reused = [], 0
         if not self._uses_graph:
             self._cache = make_cache(self._model.config, reserve=length)
         elif self._graph is not None and length <= self._graph.capacity:
             self._graph.restart()
         else:
             self._graph = GraphDecoder(self._model, min(-(-length // _GRAPH_STEP) * _GRAPH_STEP, self.context_length))
+
+    def _read(
+        self, ids: Sequence[int], cancel: threading.Event | None, on_progress: Callable[[int], None] | None
+    ) -> torch.Tensor:
+        """Lengthen the sequence by a prompt, piece by piece; the logits after it, or none when cancelled."""
+        logits = torch.empty(0)
+        with interrupted_by(cancel, self._model):
+            for start in range(0, len(ids), PROMPT_CHUNK):
+                if cancel is not None and cancel.is_set():
+                    return torch.empty(0)
+                try:
+                    logits = self._forward(list(ids[start : start + PROMPT_CHUNK]))
+                except Interrupted:
+                    if not self._shorten(self.position, self.position):
+                        self._start(0)
+                    return torch.empty(0)
+                if on_progress is not None:
+                    on_progress(self.position)
+        return logits
 
     def _forward(self, ids: list[int]) -> torch.Tensor:
         if self._graph is not None:
@@ -159,7 +239,7 @@ class Generator:
         )
 
 
-def _stats(prompt_tokens: int, started: float, times: list[float], reason: str) -> Stats:
+def _stats(prompt_tokens: int, started: float, times: list[float], reason: str, reused: int) -> Stats:
     first = times[0] - started if times else time.perf_counter() - started
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
-    return Stats(prompt_tokens, len(times), first, rate, reason)
+    return Stats(prompt_tokens, len(times), first, rate, reason, reused)

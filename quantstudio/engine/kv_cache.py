@@ -47,6 +47,10 @@ class _Buffer:
         self._values[:, :, self.used : end] = values
         self.used = end
 
+    def cut(self, length: int) -> None:
+        """Forget what comes after the first `length` positions; the room stays."""
+        self.used = min(self.used, length)
+
     def view(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Everything from position `first` on, without a copy."""
         return self._keys[:, :, first : self.used], self._values[:, :, first : self.used]
@@ -74,6 +78,10 @@ class _FullLayer(DynamicLayer):
         self._buffer.append(key_states, value_states)
         return self._buffer.view(0)
 
+    def cut(self, length: int) -> None:
+        """Forget what comes after the first `length` positions."""
+        self._buffer.cut(length)
+
     def get_seq_length(self) -> int:
         return self._buffer.used
 
@@ -92,6 +100,21 @@ class _SlidingLayer(DynamicSlidingWindowLayer):
         self._buffer.append(key_states, value_states)
         self.cumulative_length = self._buffer.used
         return self._buffer.view(first)
+
+    def cut(self, length: int) -> None:
+        """Forget what comes after the first `length` positions."""
+        self._buffer.cut(length)
+        self.cumulative_length = self._buffer.used
+
+
+def cut(kv_cache: Cache, length: int) -> bool:
+    """Shorten a cache of `make_cache` to its first `length` positions. False: it has layers that cannot go back."""
+    layers = [layer for layer in kv_cache.layers if isinstance(layer, _FullLayer | _SlidingLayer)]
+    if len(layers) < len(kv_cache.layers):
+        return False
+    for layer in layers:
+        layer.cut(length)
+    return True
 
 
 def make_cache(config: PretrainedConfig, reserve: int) -> Cache:

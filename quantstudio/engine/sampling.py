@@ -1,6 +1,6 @@
 """From the scores of all words to the one that comes next.
 
-The order of the steps (repetition penalty, temperature, top-k, top-p) is transformers', so that settings copied
+The order of the steps (repetition penalty, temperature, top-k, top-p, min-p) is transformers', so that settings copied
 from elsewhere mean the same here.
 """
 
@@ -18,6 +18,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, prompt: list[int]) -> None:
         self._sampling = sampling
         self._seen = set(prompt)
+        self._indices = torch.tensor(sorted(self._seen), dtype=torch.long)
         self._generator = torch.Generator(device="cpu")
         if sampling.seed is None:
             self._generator.seed()
@@ -35,16 +36,17 @@ class Sampler:
             )
         scores = self._penalized(scores)
         token = int(scores.argmax()) if self._sampling.temperature == 0 else self._drawn(scores)
-        self._seen.add(token)
+        if token not in self._seen:
+            self._seen.add(token)
+            self._indices = torch.cat((self._indices, torch.tensor([token])))
         return token
 
     def _penalized(self, scores: torch.Tensor) -> torch.Tensor:
         penalty = self._sampling.repetition_penalty
         if penalty == 1 or not self._seen:
             return scores
-        seen = torch.tensor(sorted(self._seen))
-        of_seen = scores[seen]
-        return scores.index_copy(0, seen, torch.where(of_seen < 0, of_seen * penalty, of_seen / penalty))
+        of_seen = scores[self._indices]
+        return scores.index_copy(0, self._indices, torch.where(of_seen < 0, of_seen * penalty, of_seen / penalty))
 
     def _drawn(self, scores: torch.Tensor) -> int:
         top_k = min(self._sampling.top_k or len(scores), len(scores))
@@ -52,4 +54,5 @@ class Sampler:
         chances = best.softmax(0)
         # A word stays when the likelier ones together have not yet reached top-p; the likeliest always stays.
         chances = chances.where(chances.cumsum(0) - chances < self._sampling.top_p, 0)
+        chances = chances.where(chances >= chances[0] * self._sampling.min_p, 0)
         return int(tokens[torch.multinomial(chances, 1, generator=self._generator)])

@@ -42,17 +42,27 @@ def test_prompt_equals_causal_attention(length, heads):
     torch.testing.assert_close(attend(query, key, value), expected(query, key, value, causal=True))
 
 
+@pytest.mark.parametrize(("before", "length", "window"), [(1, 2, 999), (40, 130, 999), (300, 65, 999), (99, 150, 70)])
+def test_prompt_that_continues_a_sequence_equals_masked_attention(before, length, window):
+    query, key, value = tensors(6, 2, length, before + length)
+    at, seen = before + torch.arange(length)[:, None], torch.arange(before + length)[None]
+    mask = ((seen <= at) & (seen > at - window))[None, None]
+    torch.testing.assert_close(attend(query, key, value, mask), expected(query, key, value, mask))
+
+
 def test_prompt_goes_through_blocks_only_when_it_may(monkeypatch):
     calls = []
     monkeypatch.setattr(attention, "_prompt", lambda query, *rest: calls.append(1) or query.transpose(1, 2))
-    attend(*tensors(6, 2, 80, 80))
-    assert len(calls) == 1
-    mask = torch.ones(80, 80, dtype=torch.bool).tril()[None, None]
     query, key, value = tensors(6, 2, 80, 80)
+    mask = torch.ones(80, 80, dtype=torch.bool).tril()[None, None]
+    attend(query, key, value)
+    attend(query, key, value, mask)
+    assert len(calls) == 2
     module = nn.Module()
     module.num_key_value_groups = 3
-    found = attention._attend(module, query, key, value, mask, scaling=0.2)[0]
-    torch.testing.assert_close(found, expected(query, key, value, mask))
+    bias = torch.zeros(1, 1, 80, 80).masked_fill(~mask, -5.0)
+    found = attention._attend(module, query, key, value, bias, scaling=0.2)[0]
+    torch.testing.assert_close(found, expected(query, key, value, bias))
     found = attention._attend(module, query, key, value, None, scaling=0.2, is_causal=False)[0]
     torch.testing.assert_close(found, expected(query, key, value))
-    assert len(calls) == 1
+    assert len(calls) == 2

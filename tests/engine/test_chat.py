@@ -113,6 +113,27 @@ def test_the_template_lays_the_conversation_out(model):
     assert laid_out.prompt_tokens > of(messages, protocol.Answer)[0].prompt_tokens
 
 
+def test_a_follow_up_question_reads_only_what_is_new(model):
+    first = turn("The whale swam on and on. " * 2)
+    said = text_of(talk(model(), first), 0)
+    follow_up = turn(first.request.messages[0].content, said, "And then?")
+    _, answer = of(talk(model(), first, follow_up), protocol.Answer)
+    history = of(talk(model(), turn(first.request.messages[0].content)), protocol.Answer)[0].prompt_tokens
+    # All of the first prompt is known, and usually the answer: unless its tokens are not those of its text.
+    assert history <= answer.reused_tokens < answer.prompt_tokens
+
+
+def test_progress_is_told_while_a_long_conversation_is_read(model, monkeypatch):
+    monkeypatch.setattr("quantstudio.engine.generate.PROMPT_CHUNK", 16)
+    monkeypatch.setattr("quantstudio.engine.chat.PROMPT_CHUNK", 16)
+    messages = talk(model(), turn("The whale swam on and on. " * 4))
+    told = of(messages, protocol.Progress)
+    answer = of(messages, protocol.Answer)[0]
+    assert {message.total for message in told} == {answer.prompt_tokens}
+    assert told[-1].done == answer.prompt_tokens
+    assert len(told) == -(-answer.prompt_tokens // 16)
+
+
 def test_stop_ends_an_answer_within_a_token(model):
     endless = Sampling(temperature=0, max_tokens=200)
     first, second = turn("Whale", sampling=endless), turn("Whale")

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from quantstudio.core.errors import BadWeights, PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import Sampling
@@ -15,6 +22,7 @@ from quantstudio.engine.detokenize import Detokenizer
 from quantstudio.engine.generate import Generator, Stats
 from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.sampling import Sampler
+from quantstudio.engine.stop_texts import StopTexts
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_tokens=20)
 
@@ -225,3 +233,128 @@ def test_repetition_penalty_applies_to_prompt_and_answer():
     sampling = Sampling(temperature=0, repetition_penalty=2)
     sampler = Sampler(sampling, [0])
     assert [sampler.pick(torch.tensor([3.0, 2.0, 1.0, -1.0])) for _ in range(2)] == [1, 0]
+
+
+def forward_lengths(model: PreTrainedModel) -> list[int]:
+    """Tokens that each call of the model is given, from now on."""
+    lengths: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[-1]))
+    return lengths
+
+
+def test_a_longer_prompt_is_read_from_where_it_differs(tiny_model, family):
+    model = tiny_model(family)
+    generator, first = Generator(loaded(model)), prompt_of(60)
+    generator.prefill(first)
+    generator.decode_step(5)
+    follow_up = [*first[:50], 9, 8, 7]
+    lengths = forward_lengths(model)
+    kept = generator.resume(follow_up)
+    assert sum(lengths) == 3
+    assert generator.position == 53
+    torch.testing.assert_close(kept, generator.prefill(follow_up), rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_prompt_again_reads_its_last_token_only(tiny_model):
+    model = tiny_model("llama")
+    generator = Generator(loaded(model))
+    fresh = generator.prefill(prompt_of(30))
+    lengths = forward_lengths(model)
+    torch.testing.assert_close(generator.resume(prompt_of(30)), fresh, rtol=1e-4, atol=1e-4)
+    assert lengths == [1]
+    generator.resume([77, *prompt_of(30)])
+    assert lengths == [1, 31]
+
+
+def test_a_static_cache_is_continued_too(tiny_model):
+    generator = Generator(loaded(tiny_model("qwen2")))
+    follow_up = [*prompt_of(30)[:20], 4, 5]
+    expected = generator.prefill(follow_up)
+    generator._uses_graph = True
+    generator.prefill(prompt_of(30))
+    torch.testing.assert_close(generator.resume(follow_up), expected, rtol=1e-4, atol=1e-4)
+    assert (generator.position, generator._reused) == (22, 20)
+
+
+def test_an_answer_with_a_seed_does_not_depend_on_what_was_said_before(tiny_model):
+    generator = Generator(loaded(tiny_model("llama")))
+    prompt = prompt_of(20)
+    reused = [list(generator.stream(prompt, GREEDY, threading.Event()))[-1].reused_tokens for _ in range(2)]
+    assert reused == [0, 19]
+    seeded = GREEDY.model_copy(update={"seed": 1})
+    assert list(generator.stream(prompt, seeded, threading.Event()))[-1].reused_tokens == 0
+
+
+def test_cancel_leaves_a_prompt_between_two_layers(tiny_model, family):
+    model = tiny_model(family)
+    generator, cancel = Generator(loaded(model)), threading.Event()
+    expected = generator.prefill(prompt_of(40))
+    generator.prefill(prompt_of(30))
+    reached: list[int] = []
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    hooks = [layers[0].register_forward_pre_hook(lambda *_: cancel.set())]
+    hooks += [layers[1].mlp.register_forward_pre_hook(lambda *_: reached.append(1))]
+    assert generator.resume(prompt_of(40), cancel=cancel).numel() == 0
+    assert not reached
+    for hook in hooks:
+        hook.remove()
+    assert generator.position == 30
+    torch.testing.assert_close(generator.resume(prompt_of(40)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_progress_counts_the_tokens_read(tiny_model, monkeypatch):
+    monkeypatch.setattr("quantstudio.engine.generate.PROMPT_CHUNK", 16)
+    told: list[int] = []
+    generator = Generator(loaded(tiny_model("llama")))
+    generator.prefill(prompt_of(40), on_progress=told.append)
+    assert told == [16, 32, 40]
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_shown(tiny_model):
+    generator = Generator(loaded(tiny_model("llama")))
+    *pieces, _ = generator.stream(prompt_of(8), GREEDY, threading.Event())
+    text = "".join(pieces)
+    stop = text[4:6]
+    *pieces, stats = generator.stream(prompt_of(8), GREEDY.model_copy(update={"stop": (stop,)}), threading.Event())
+    assert "".join(pieces) == text[: text.index(stop)]
+    assert stats.reason == "end"
+    assert stats.tokens < 20
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+@pytest.mark.parametrize(
+    ("stops", "text", "shown"),
+    [
+        (("END",), "The ENEND of it", "The EN"),
+        (("END",), "The EN", "The EN"),
+        (("\\n\\n", "User:"), "one\ntwo\n\nUser: three", "one\ntwo"),
+        (("aab", "b"), "aaab", "a"),
+        ((), "anything", "anything"),
+    ],
+)
+def test_stop_texts_are_found_across_pieces(stops, text, shown, size):
+    found = StopTexts(stops)
+    out = "".join(found.add(text[at : at + size]) for at in range(0, len(text), size))
+    assert out + found.finish() == shown
+    assert found.found == (shown != text)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.9, "min_p": 0.05}]
+)
+def test_the_same_words_are_considered_as_by_transformers(settings):
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(2)) * 2
+    given = {"top_k": 40, "top_p": 1.0, "min_p": 0.0} | settings
+    scores = logits[None]
+    for processor in (
+        TemperatureLogitsWarper(0.8),
+        TopKLogitsWarper(given["top_k"]),
+        TopPLogitsWarper(given["top_p"]),
+        MinPLogitsWarper(given["min_p"]),
+    ):
+        scores = processor(torch.empty(1, 0, dtype=torch.long), scores)
+    considered = set(scores[0].isfinite().nonzero().flatten().tolist())
+    drawn = draws(Sampling(**PLAIN | {"temperature": 0.8} | settings, seed=0), logits, 3000)
+    assert set(drawn) <= considered
+    likely = scores[0].softmax(0)
+    assert {token for token in considered if likely[token] > 0.005} <= set(drawn)  # missed once in 3 million

@@ -191,7 +191,9 @@ def test_the_sampling_controls_are_those_of_the_job(qtbot):
     for name, editor in options.editors.items():
         assert editor.control.toolTip()
         assert editor.control.accessibleName() == Sampling.model_fields[name].title
-    wanted = Sampling(temperature=0, top_k=1, top_p=0.5, repetition_penalty=1.5, max_tokens=7, seed=3)
+    wanted = Sampling(
+        temperature=0, top_k=1, top_p=0.5, min_p=0.1, repetition_penalty=1.5, max_tokens=7, stop=("a", "\\n"), seed=3
+    )
     options.set_sampling(wanted)
     assert options.sampling() == wanted
     options.editors["seed"].set_value("abc")

@@ -43,7 +43,14 @@ EXAMPLES = [
     protocol.Artifact(t=1700000006.0, kind="model", path="/home/ada/runs/starter-int4/model"),
     protocol.Tokens(t=1700000007.0, text="Once upon a time — ✨\n", turn=2),
     protocol.Answer(
-        t=1700000008.0, turn=2, reason="end", prompt_tokens=31, tokens=64, ttft_s=0.125, tokens_per_s=302.5
+        t=1700000008.0,
+        turn=2,
+        reason="end",
+        prompt_tokens=31,
+        tokens=64,
+        ttft_s=0.125,
+        tokens_per_s=302.5,
+        reused_tokens=24,
     ),
     protocol.Log(t=1700000009.0, level="info", text="kernel int4pack_mm on 42 layers"),
     protocol.Heartbeat(t=1700000010.0),

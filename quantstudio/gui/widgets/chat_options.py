@@ -20,7 +20,9 @@ from quantstudio.gui.widgets.basics import button, label, wrapped
 
 WIDTH = 264
 SEED = "seed"
+STOP = "stop"
 MAX_SEED = 2**31 - 1
+MAX_STOPS, MAX_STOP_CHARS = 16, 200
 _KINDS = {float: FieldKind.FLOAT, int: FieldKind.INT}
 
 
@@ -28,7 +30,8 @@ def sampling_specs() -> list[FieldSpec]:
     """The sampling settings as the form's editors take them. The seed is text, because it may be empty."""
     specs = []
     for name, info in Sampling.model_fields.items():
-        kind = FieldKind.TEXT if name == SEED else _KINDS[float if info.annotation is float else int]
+        special = {SEED: FieldKind.TEXT, STOP: FieldKind.LINES}
+        kind = special[name] if name in special else _KINDS[float if info.annotation is float else int]
         low = next((float(str(m.ge)) for m in info.metadata if isinstance(m, annotated_types.Ge)), None)
         if any(isinstance(m, annotated_types.Gt) for m in info.metadata):
             low = 0.01
@@ -89,6 +92,7 @@ class ChatOptions(QScrollArea):
         seed = str(values.pop(SEED)).strip()
         number = int(seed) if seed.isascii() and seed.isdecimal() and len(seed) < 11 else None
         values[SEED] = min(number, MAX_SEED) if number is not None else None
+        values[STOP] = tuple(text[:MAX_STOP_CHARS] for text in values[STOP][:MAX_STOPS])
         return Sampling.model_validate(values)
 
     def set_sampling(self, sampling: Sampling) -> None:

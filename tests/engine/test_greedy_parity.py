@@ -1,0 +1,65 @@
+"""The promise of the generation engine: the starter model writes, quantized, what transformers' `generate` writes.
+
+`generate` runs the dequantized weights as plain transformers loads them; the engine runs its own kernels, cache and
+attention. Both are bf16, in other orders of summation, so their scores differ by up to 0.1 of the scores' standard
+deviation (0.2 where activations are rounded to int8, because a rounding that falls the other way moves an input by a
+whole step). Where the two best tokens are closer than that, either may win and the texts part. So the engine is led
+along `generate`'s text, and at each of 200 tokens must pick the same one or one that `generate` scored as good within
+that difference; and such ties must be few.
+"""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quantstudio.core.model_info import read_model_info
+from quantstudio.core.paths import resources
+from quantstudio.core.plan import make_plan
+from quantstudio.core.recipe import Recipe
+from quantstudio.core.schemes import W2A16, W3A16, W4A8, W4A16, W8A8, W8A16
+from quantstudio.engine.generate import Generator
+from quantstudio.engine.load import load_model
+from quantstudio.engine.quantize import quantize_model
+from quantstudio.engine.reporter import silent
+
+TOKENS = 200
+PROMPT = "It was a dark night, and the captain of the whaler stood"
+
+
+@pytest.mark.parametrize("scheme", [W8A16(), W8A8(), W4A16(), W4A8(), W3A16(), W2A16()], ids=lambda each: each.kind)
+def test_the_same_tokens_as_generate(scheme, tmp_path):
+    starter, recipe = resources() / "starter", Recipe(scheme=scheme)
+    info = read_model_info(starter)
+    quantize_model(info, make_plan(info, recipe), recipe, tmp_path, silent())
+    loaded = load_model(tmp_path, "cpu", silent())
+    prompt = loaded.tokenizer(PROMPT)["input_ids"]
+    theirs, scores = generate(tmp_path, prompt)
+    generator = Generator(loaded)
+    logits, ties = generator.prefill(prompt), 0
+    allowed = 0.2 if scheme.kind.endswith("a8") else 0.1
+    for token, expected in zip(theirs, scores, strict=True):
+        picked = int(logits.argmax())
+        ties += picked != token
+        assert expected[token] - expected[picked] <= allowed * expected.std()
+        logits = generator.decode_step(token)
+    assert ties <= TOKENS * allowed / 4
+    assert len(set(theirs)) > 10
+
+
+def generate(folder, prompt):
+    """transformers' own tokens, and the scores that it picked them by."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, trust_remote_code=False, use_safetensors=True
+    ).eval()
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    return out.sequences[0, len(prompt) :].tolist(), [score[0].float() for score in out.scores]

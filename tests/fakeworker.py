@@ -180,6 +180,36 @@ def chat_preview():
 
 
 @way
+def sensitivity(argument):
+    """Measures a Llama of so many blocks; "6 wait" never ends by itself."""
+    begin()
+    blocks = int(argument.split()[0])
+    say("phase", id="sensitivity", title="Measuring each layer", index=0, total=1)
+    say("progress", done=12, total=42, unit="layers", detail="model.layers.1.mlp.up_proj", eta_s=95.0)
+    if argument.endswith("wait"):
+        wait_for("cancel")
+        say("cancelled")
+        return
+    say("result", data=measured_layers(blocks))
+
+
+def measured_layers(blocks):
+    weights = {"self_attn.q_proj": 65536, "self_attn.k_proj": 32768, "self_attn.v_proj": 32768}
+    weights |= {"self_attn.o_proj": 65536, "mlp.gate_proj": 196608, "mlp.up_proj": 196608, "mlp.down_proj": 196608}
+    layers = []
+    for block in range(blocks):
+        for place, (name, count) in enumerate(weights.items()):
+            base = 4e-4 * (1 + (block * 5 + place * 3) % 7) * (4 if place == 6 else 1) * (3 if block == 0 else 1)
+            options = [
+                {"bits": bits, "nbytes": count * bits // 8 + count // 64, "kl": base * factor}
+                for bits, factor in ((2, 40.0), (3, 5.0), (4, 1.0), (8, 0.004))
+            ]
+            layers.append({"name": f"model.layers.{block}.{name}", "weights": count, "options": options})
+    data = {"model_name": "starter", "scheme": "W4A16 g128", "method": "rtn", "measured_as": "each"}
+    return data | {"tokens": 16384, "layers": layers, "other_bytes": 2_130_000, "seconds": 12.0}
+
+
+@way
 def flood(argument):
     """So many messages in all, at 20,000 a second, as an engine in a tight loop would make them."""
     begin()

@@ -12,9 +12,11 @@ from PySide6.QtWidgets import QWidget
 from quantstudio.client.job_call import JobCall
 from quantstudio.core.jobs import PreviewDataJob
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.sensitivity import Allotment, Sensitivity, as_precision
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.forms.recipe_form import RecipeForm
 from quantstudio.gui.widgets.basics import button
+from quantstudio.gui.widgets.bits_dialog import BitsDialog
 from quantstudio.gui.widgets.preview_dialog import PreviewDialog
 
 
@@ -32,12 +34,22 @@ class QuantizeTools(QObject):
             icon="search",
             tooltip="See the text as the model will see it, what of it counts, and how much there is.",
         )
+        self.bits_button = button(
+            "Bits of each layer…",
+            self.open_bits,
+            icon="settings",
+            tooltip="Measure how sensitive each layer is, and spend bits where they matter.",
+        )
+        self.last_bits: BitsDialog | None = None
+        self._measured: dict[str, Sensitivity] = {}
         form.section("data").add_action(self.preview_button)
+        form.section("precision").add_action(self.bits_button)
 
     def show_recipe(self, recipe: Recipe | None) -> None:
         """The recipe that the form says now; None while it is wrong."""
         self.recipe = recipe
-        self.preview_button.setEnabled(recipe is not None)
+        for each in (self.preview_button, self.bits_button):
+            each.setEnabled(recipe is not None)
 
     def open_preview(self) -> None:
         """Show what the model would learn from."""
@@ -47,8 +59,31 @@ class QuantizeTools(QObject):
         recipe = self.recipe
         dialog.look(PreviewDataJob(model=recipe.model.id, data=recipe.data, seed=recipe.machine.seed))
 
+    def open_bits(self) -> None:
+        """Show the map of bits, with the measurement that was made for such a recipe before, if any."""
+        if self.recipe is None:
+            return
+        key = sensitivity_key(self.recipe)
+        self.last_bits = dialog = BitsDialog(self.new_call(), self.recipe, self.page)
+        dialog.measure_button.clicked.connect(lambda: dialog.measure(busy=self.context.queue.active is not None))
+        dialog.measured.connect(lambda found: self._measured.__setitem__(key, found))
+        dialog.chosen.connect(self._take_bits)
+        if key in self._measured:
+            dialog.show_sensitivity(self._measured[key])
+        dialog.show()
+
+    def _take_bits(self, allotment: Allotment) -> None:
+        precision = as_precision(allotment)
+        self.form.set_values({"precision.kind": precision.kind, "precision.bits": list(precision.bits)})
+
     def new_call(self) -> JobCall:
         """A call that starts workers as the queue does, and ends with the window."""
         call = JobCall(command=self.context.queue.command)
         self.context.closing.connect(call.shutdown)
         return call
+
+
+def sensitivity_key(recipe: Recipe) -> str:
+    """What a measurement depends on; the precision section, which it is made for, is not part of it."""
+    parts = (recipe.model, recipe.scheme, recipe.layers, recipe.method, recipe.data)
+    return "\n".join(part.model_dump_json() for part in parts)

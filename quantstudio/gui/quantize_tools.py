@@ -12,11 +12,13 @@ from PySide6.QtWidgets import QWidget
 from quantstudio.client.job_call import JobCall
 from quantstudio.core.jobs import PreviewDataJob
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.run_store import model_title
 from quantstudio.core.sensitivity import Allotment, Sensitivity, as_precision
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.forms.recipe_form import RecipeForm
 from quantstudio.gui.widgets.basics import button
 from quantstudio.gui.widgets.bits_dialog import BitsDialog
+from quantstudio.gui.widgets.contest_dialog import ContestDialog
 from quantstudio.gui.widgets.preview_dialog import PreviewDialog
 
 
@@ -42,13 +44,20 @@ class QuantizeTools(QObject):
         )
         self.last_bits: BitsDialog | None = None
         self._measured: dict[str, Sensitivity] = {}
+        self.contest_button = button(
+            "Find the best at this size…",
+            self.open_contest,
+            icon="compare",
+            tooltip="Make the model in every way, measure all on the same text, and say which is worth it.",
+        )
+        self.contest: ContestDialog | None = None
         form.section("data").add_action(self.preview_button)
         form.section("precision").add_action(self.bits_button)
 
     def show_recipe(self, recipe: Recipe | None) -> None:
         """The recipe that the form says now; None while it is wrong."""
         self.recipe = recipe
-        for each in (self.preview_button, self.bits_button):
+        for each in (self.preview_button, self.bits_button, self.contest_button):
             each.setEnabled(recipe is not None)
 
     def open_preview(self) -> None:
@@ -71,6 +80,28 @@ class QuantizeTools(QObject):
         if key in self._measured:
             dialog.show_sensitivity(self._measured[key])
         dialog.show()
+
+    @property
+    def searching(self) -> bool:
+        """Whether the search for the best is at work."""
+        return self.contest is not None and self.contest.busy
+
+    def open_contest(self) -> None:
+        """Show the search for the best: to be started, at work, or with what it came to."""
+        if self.recipe is None:
+            return
+        if self.contest is None:
+            self.contest = self._new_contest()
+        self.contest.offer(self.recipe, f"{model_title(self.recipe)} {self.recipe.scheme.weight_spec().label}")
+
+    def _new_contest(self) -> ContestDialog:
+        dialog = ContestDialog(self.new_call(), self.page)
+        queue, context = self.context.queue, self.context
+        folder = str(context.settings.runs_path)
+        dialog.start.clicked.connect(lambda: dialog.search(folder, busy=queue.active is not None))
+        dialog.run_asked.connect(context.open_run)
+        dialog.method_asked.connect(lambda kind: self.form.set_values({"method.kind": kind}))
+        return dialog
 
     def _take_bits(self, allotment: Allotment) -> None:
         precision = as_precision(allotment)

@@ -36,6 +36,7 @@ COPIED_MS = 1500
 PANEL_WIDTH, PANEL_WIDEST = 280, 380
 FORM_WIDTH = 780
 PRESET_SECTIONS = ("scheme", "precision", "layers", "method")
+SEARCHING = "The search for the best is still at work. Start this run when it has finished."
 TOML_FILTER = "Recipes (*.toml);;All files (*)"
 
 
@@ -88,6 +89,9 @@ class QuantizePage(QWidget):
     def start(self) -> None:
         """Put the recipe in the queue and show its run."""
         if not self._checked or not self.cost.startable or self.cost.recipe is None:
+            return
+        if self.tools.searching:
+            self.banner.say(tr(SEARCHING), "warning")
             return
         try:
             run_id = self.context.queue.add(self.cost.recipe, self.context.settings.runs_path)
@@ -171,7 +175,7 @@ class QuantizePage(QWidget):
         column.setContentsMargins(0, 0, 0, MARGIN)
         column.setSpacing(GAP)
         column.addWidget(_scrolled(self.panel), 1)
-        for part in (self.hint, self.start_button, self.copy_button):
+        for part in (self.hint, self.start_button, self.tools.contest_button, self.copy_button):
             column.addWidget(part)
         return side
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PySide6.QtCore import QModelIndex, QTimer, QUrl
+from PySide6.QtCore import QModelIndex, Qt, QTimer, QUrl
 from PySide6.QtGui import QDesktopServices, QHideEvent, QKeySequence, QShortcut, QShowEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QMessageBox, QStackedWidget, QVBoxLayout, QWidget
 
+from quantstudio.core.contest_file import read_contest
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import load_recipe
@@ -21,6 +22,7 @@ from quantstudio.gui.background import Latest
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import MARGIN, SPACE, Banner, EmptyState, button, label
+from quantstudio.gui.widgets.contest_view import contest_window
 from quantstudio.gui.widgets.run_detail import RunDetail
 from quantstudio.gui.widgets.run_list import RunList, listed_runs
 
@@ -117,6 +119,7 @@ class RunPage(QWidget):
             card.folder_asked.connect(self.open_folder)
         for stopped in (detail.error_card, detail.stopped_card):
             stopped.resume_asked.connect(self.resume)
+        detail.result_card.contest_asked.connect(self.open_contest)
         detail.result_card.compare_asked.connect(lambda: self.context.open_compare([self.run_id]))
         detail.result_card.chat_asked.connect(lambda: self.context.open_chat(str(self.folder() / MODEL)))
         QShortcut(QKeySequence.StandardKey.Delete, self.list).activated.connect(self.delete)
@@ -128,6 +131,17 @@ class RunPage(QWidget):
     def open_folder(self) -> None:
         """Show the run's files in the system's file manager."""
         QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.folder())))
+
+    def open_contest(self) -> None:
+        """Show the search in which the chosen run took part."""
+        try:
+            dialog, view = contest_window(read_contest(self.folder()), self)
+        except QuantStudioError as error:
+            self.banner.say(str(error), "warning")
+            return
+        view.run_asked.connect(self.show_run)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.show()
 
     def run_again(self) -> None:
         """Put the chosen run's recipe into the form."""

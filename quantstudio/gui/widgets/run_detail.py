@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from PySide6.QtCore import QMargins, Qt, Signal
 from PySide6.QtWidgets import QFrame, QGridLayout, QScrollArea, QVBoxLayout, QWidget
 
+from quantstudio.core.contest_file import has_contest
 from quantstudio.core.humanize import human_bytes, human_seconds
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_state import RunState, Series, Status
@@ -280,6 +281,7 @@ class RunDetail(QScrollArea):
                 self.notices.setVisible(True)
             else:
                 self.result_card.show_result(self.result)
+        self.result_card.contest.setVisible(self.result is not None and has_contest(self.header.path))
         self.result_card.setVisible(self.result is not None)
 
 

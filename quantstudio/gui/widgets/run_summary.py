@@ -42,6 +42,7 @@ class ResultCard(Card):
     chat_asked = Signal()
     folder_asked = Signal()
     again_asked = Signal()
+    contest_asked = Signal()
 
     def __init__(self) -> None:
         super().__init__(spacing=14)
@@ -78,7 +79,14 @@ class ResultCard(Card):
             icon="refresh",
             tooltip=tr("Load this run's recipe into the form, to change or repeat it."),
         )
-        self.body.addLayout(row(self.chat, self.compare, self.folder, self.again, None))
+        self.contest = button(
+            tr("The search…"),
+            self.contest_asked.emit,
+            icon="search",
+            tooltip=tr("This run was one of several ways to the same size: show how they compare."),
+        )
+        self.contest.hide()
+        self.body.addLayout(row(self.chat, self.compare, self.contest, self.folder, self.again, None))
         self._columns = 4
         self._made: list[NumberTile] = []
 

@@ -16,7 +16,7 @@ from quantstudio.core.machine import Machine
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_data import FileData, FolderData, HubData, OwnPrompts
-from quantstudio.core.recipe_method import NEEDS_DATA, PRESET_STEPS, STEP_TOKENS, FineTune, Qat
+from quantstudio.core.recipe_method import NEEDS_DATA, PRESET_STEPS, STEP_TOKENS, Awq, FineTune, Gptq, Qat
 from quantstudio.core.recipe_precision import TARGETS
 
 CALIBRATION_COPIES, CALIBRATION_SPARE = 6, 1_000_000_000
@@ -73,6 +73,15 @@ def method_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
     if recipe.precision.kind in TARGETS:
         seconds += SENSITIVITY_RUNS * len(info.slots) * 2 * weights * _calibration_tokens(recipe) / 8 / rate
     return seconds
+
+
+def contest_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
+    """Seconds that all methods of a contest take, one after the other, with the training of the recipe."""
+    trained = recipe.method if isinstance(recipe.method, Qat | FineTune) else Qat()
+    training = trained.model_dump(exclude={"kind"})
+    methods = (Gptq(), Awq(), FineTune(**training), Qat(**training))
+    each = (recipe.model_copy(update={"method": method}) for method in methods)
+    return sum(method_seconds(info, other, machine) for other in each)
 
 
 def reads_data(recipe: Recipe) -> bool:

@@ -10,7 +10,10 @@ from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QWidget
 
 from quantstudio.client.job_call import JobCall
+from quantstudio.core.estimate_method import contest_seconds
 from quantstudio.core.jobs import PreviewDataJob
+from quantstudio.core.machine import read_machine
+from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.run_store import model_title
 from quantstudio.core.sensitivity import Allotment, Sensitivity, as_precision
@@ -29,6 +32,7 @@ class QuantizeTools(QObject):
         super().__init__(page)
         self.page, self.context, self.form = page, context, form
         self.recipe: Recipe | None = None
+        self._info: ModelInfo | None = None
         self.last_preview: PreviewDialog | None = None
         self.preview_button = button(
             "Look at the text…",
@@ -54,11 +58,11 @@ class QuantizeTools(QObject):
         form.section("data").add_action(self.preview_button)
         form.section("precision").add_action(self.bits_button)
 
-    def show_recipe(self, recipe: Recipe | None) -> None:
-        """The recipe that the form says now; None while it is wrong."""
-        self.recipe = recipe
+    def show_recipe(self, recipe: Recipe | None, info: ModelInfo | None) -> None:
+        """The recipe that the form says now, None while it is wrong, and its model, None while it is not found."""
+        self.recipe, self._info = recipe, info
         for each in (self.preview_button, self.bits_button, self.contest_button):
-            each.setEnabled(recipe is not None)
+            each.setEnabled(recipe is not None and info is not None)
 
     def open_preview(self) -> None:
         """Show what the model would learn from."""
@@ -88,11 +92,13 @@ class QuantizeTools(QObject):
 
     def open_contest(self) -> None:
         """Show the search for the best: to be started, at work, or with what it came to."""
-        if self.recipe is None:
+        recipe, info = self.recipe, self._info
+        if recipe is None or info is None:
             return
         if self.contest is None:
             self.contest = self._new_contest()
-        self.contest.offer(self.recipe, f"{model_title(self.recipe)} {self.recipe.scheme.weight_spec().label}")
+        seconds = contest_seconds(info, recipe, read_machine(self.context.settings.runs_path))
+        self.contest.offer(recipe, f"{model_title(recipe)} {recipe.scheme.weight_spec().label}", seconds)
 
     def _new_contest(self) -> ContestDialog:
         dialog = ContestDialog(self.new_call(), self.page)

@@ -34,7 +34,9 @@ def contest(best="gptq", noise=False, failed=()):
     ]
     about = {"model_name": "m", "scheme": "W4A16 g128", "recipe": Recipe().model_dump(), "text": "novels"}
     about |= {"tokens": 1000, "windows": 4, "gap": around(1.0), "gap_is_noise": noise, "best": best}
-    return Contest.model_validate(about | {"rows": rows, "pairs": pairs, "failed": failed, "recommendation": "Take it."})
+    return Contest.model_validate(
+        about | {"rows": rows, "pairs": pairs, "failed": failed, "recommendation": "Take it."}
+    )
 
 
 def texts(table, column):
@@ -164,7 +166,10 @@ def test_a_search_can_be_opened_again_from_a_run_that_took_part(make_context, ma
     dialog.close()
 
 
-@pytest.mark.parametrize("content", ["[", '{"version": 1}', contest().model_dump_json().replace('"version":1', '"version":99', 1)])
+NEWER = contest().model_dump_json().replace('"version":1', '"version":99', 1)
+
+
+@pytest.mark.parametrize("content", ["[", '{"version": 1}', NEWER])
 def test_a_broken_file_is_said(tmp_path, content):
     assert not has_contest(tmp_path)
     with pytest.raises(RunNotFound):

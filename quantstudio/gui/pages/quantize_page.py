@@ -202,7 +202,7 @@ class QuantizePage(QWidget):
         self.cost, self._checked = cost, True
         self.form.set_problems(cost.problems)
         self.panel.show_cost(cost)
-        self.tools.show_recipe(cost.recipe)
+        self.tools.show_recipe(cost.recipe, cost.info)
         for needs_recipe in (self.copy_button, self.save_button):
             needs_recipe.setEnabled(cost.recipe is not None)
         self.start_button.setEnabled(cost.startable)

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QCheckBox, QDialog, QGridLayout, QVBoxLayout, QWid
 
 from quantstudio.client.job_call import JobCall
 from quantstudio.core.contest import QUANTIZED, TITLES, TRAINED, Contest, Contestant
+from quantstudio.core.humanize import rough_seconds
 from quantstudio.core.jobs import ContestJob
 from quantstudio.core.protocol import Error
 from quantstudio.core.recipe import Recipe
@@ -22,7 +23,7 @@ from quantstudio.gui.widgets.contest_view import SIZE, ContestView
 from quantstudio.gui.widgets.run_steps import StepBar, StepList, steps_of
 from quantstudio.gui.widgets.run_words import detail_words, progress_words
 
-SMALL = (620, 340)
+SMALL = (620, 260)
 _WHY = (
     "Makes the model in every way that is ticked, all of the same size, measures them on the same text, and says which "
     "is worth it – also when training is not."
@@ -48,9 +49,7 @@ class ContestDialog(QDialog):
         self.time_words = label("", "muted", wrap=True)
         self.problem, self.view = Banner(), ContestView()
         self.boxes = {contestant: QCheckBox(tr(TITLES[contestant])) for contestant in QUANTIZED}
-        self.start = button(
-            "Start", lambda: None, icon="play", variant="primary", tooltip="Try all ways that are ticked."
-        )
+        self.start = button("Start", lambda: None, icon="play", variant="primary", tooltip="Try all that is ticked.")
         self.stop = button("Stop", call.cancel, icon="stop", variant="danger", tooltip="Stop; finished runs stay.")
         self.again = button("Look again…", self._start_over, icon="refresh", tooltip="Choose ways and search anew.")
         self.close_button = button("Close", self.reject, tooltip="Close; a search that is at work goes on.")
@@ -64,16 +63,20 @@ class ContestDialog(QDialog):
         """Whether a search is at work."""
         return self._call.busy
 
-    def offer(self, recipe: Recipe, words: str) -> None:
-        """Show the dialog: for this recipe, unless a search is at work or its result is of this recipe."""
+    def offer(self, recipe: Recipe, words: str, seconds: float) -> None:
+        """Show the dialog: for this recipe, unless a search is at work or its result is of this recipe.
+
+        `seconds` is what all ways together will take, roughly.
+        """
         if not self._call.busy and recipe != self.recipe:
             self.recipe, self.view.contest = recipe, None
             self.what.setText(words)
+            self.time_words.setText(f"{tr('All of them together:')} {rough_seconds(seconds)} {tr('on this machine.')}")
             self.problem.say("")
             self.resize(*SMALL)
         self._show_state()
         self.show()
-        self.raise_()
+        self.activateWindow()
 
     def search(self, folder: str, *, busy: bool) -> None:
         """Start, with a run for each way in `folder`."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantstudio import __version__
+from quantstudio.cli.best_commands import add_best_commands
 from quantstudio.cli.flags import add_recipe_flags
 from quantstudio.cli.hub_commands import add_hub_commands
 from quantstudio.core.disk import disk_problem
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     adders = (_add_quantize, _add_run, _add_resume, _add_validate, _add_runs, _add_measure, _add_data, _add_chat)
     for add in (*adders, _add_demo):
         add(commands)
+    add_best_commands(commands)
     add_hub_commands(commands)
     commands.add_parser("open", help="open the window (the same as no command)")
     return parser

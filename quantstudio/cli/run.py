@@ -14,7 +14,7 @@ from quantstudio.core import protocol
 from quantstudio.core.errors import RunNotFound
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
 from quantstudio.core.job_environment import prepare_this_process
-from quantstudio.core.jobs import MeasureJob, PreviewDataJob, RunJob
+from quantstudio.core.jobs import ContestJob, MeasureJob, PreviewDataJob, RunJob, SensitivityJob
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
 from quantstudio.core.result import Interval, Measurement, RunResult
@@ -114,7 +114,7 @@ def conduct_recipe(recipe: Recipe, home: Path) -> protocol.Message:
     return conduct_here(RunJob(recipe=recipe, run_folder=str(create_run(home, recipe))))
 
 
-def conduct_here(job: RunJob | MeasureJob | PreviewDataJob) -> protocol.Message:
+def conduct_here(job: RunJob | MeasureJob | PreviewDataJob | SensitivityJob | ContestJob) -> protocol.Message:
     """Carry out a job in this process, with progress in the terminal. The terminal message."""
     prepare_this_process()
     quiet_libraries()

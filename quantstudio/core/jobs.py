@@ -141,7 +141,7 @@ class PreviewDataJob(Plain):
 
 
 HubJob = SearchJob | DetailsJob | DownloadJob | VerifyJob | RemoveJob | AccountJob
-AnyJob = RunJob | MeasureJob | ChatJob | PreviewDataJob | HubJob
+AnyJob = RunJob | MeasureJob | ChatJob | PreviewDataJob | SensitivityJob | ContestJob | HubJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 
 

@@ -26,6 +26,8 @@ from quantstudio.core.humanize import human_bytes
 from quantstudio.core.recipe_precision import AverageBits, FileSize, LargestLoss, PerLayer, Precision
 
 SENSITIVITY_VERSION = 1
+SENSITIVITY_FILE = "sensitivity.json"
+"""In the folder of a run whose bits were allotted: what was measured for it."""
 KNEE_KL = 0.25
 """Nats. Here the model is lost on about a quarter more words than before (perplexity × 1.28): more than a model of the
 same family with half the weights usually loses, so fewer bits are then no longer the cheapest way to a smaller file."""
@@ -154,6 +156,11 @@ def bits_of(sensitivity: Sensitivity, precision: Precision, scheme_bits: int) ->
         names = [layer.name for layer in sensitivity.layers]
         return predict(sensitivity, {name: listed_bits(name, precision) or scheme_bits for name in names})
     return uniform(sensitivity, scheme_bits)
+
+
+def is_target(precision: Precision) -> bool:
+    """Whether bits per layer have yet to be found for this section, by measuring the model."""
+    return isinstance(precision, AverageBits | FileSize | LargestLoss)
 
 
 def knee(sensitivity: Sensitivity) -> float | None:

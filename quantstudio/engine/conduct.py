@@ -18,7 +18,18 @@ from typing import Any
 from quantstudio.core import protocol, run_store
 from quantstudio.core.disk import partial_of, remove_tree
 from quantstudio.core.errors import Cancelled, QuantStudioError, RunBusy, RunNotFound
-from quantstudio.core.jobs import AnyJob, ChatJob, DownloadJob, HubJob, MeasureJob, PreviewDataJob, RunJob, Turn
+from quantstudio.core.jobs import (
+    AnyJob,
+    ChatJob,
+    ContestJob,
+    DownloadJob,
+    HubJob,
+    MeasureJob,
+    PreviewDataJob,
+    RunJob,
+    SensitivityJob,
+    Turn,
+)
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import load_recipe
 from quantstudio.core.result import RunResult
@@ -50,6 +61,10 @@ def conduct(job: AnyJob, sink: Sink, cancel: threading.Event, requests: Requests
             return _finish(sink, _attempt(lambda: _chat(job, requests or queue.Queue(), sink, cancel), None, log))
         case PreviewDataJob():
             return _finish(sink, _attempt(lambda: _preview_data(job, sink, cancel), None, _log_to(sink)))
+        case SensitivityJob():
+            return _finish(sink, _attempt(lambda: _sensitivity(job, sink, cancel), job.recipe, _log_to(sink)))
+        case ContestJob():
+            return _finish(sink, _attempt(lambda: _contest(job, sink, cancel), job.recipe, _log_to(sink)))
         case _:
             return _finish(sink, _attempt(lambda: _hub(job, sink, cancel), None, _log_to(sink)))
 
@@ -157,6 +172,20 @@ def _measure(job: MeasureJob, sink: Sink, cancel: threading.Event) -> dict[str, 
         from quantstudio.engine.pipeline import measure_only
 
         return measure_only(job, Reporter(sink, cancel)).model_dump(mode="json")
+
+
+def _sensitivity(job: SensitivityJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
+    with MemorySampler(sink):
+        from quantstudio.engine.sensitivity.work import perform_sensitivity
+
+        return perform_sensitivity(job, Reporter(sink, cancel)).model_dump(mode="json")
+
+
+def _contest(job: ContestJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
+    # No memory sampler: each contestant's run has its own, and passes on what it says.
+    from quantstudio.engine.contest import run_contest
+
+    return run_contest(job, Reporter(sink, cancel), conduct).model_dump(mode="json")
 
 
 def _chat(job: ChatJob, requests: Requests, sink: Sink, cancel: threading.Event) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from quantstudio.core.estimate import check_machine
 from quantstudio.core.jobs import MeasureJob
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import ModelInfo, read_model_info
-from quantstudio.core.plan import QuantizationPlan
+from quantstudio.core.plan import QuantizationPlan, make_plan
 from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_method import NEEDS_DATA
 from quantstudio.core.result import DataSummary, Environment, Measurement, Quantization, RunResult
+from quantstudio.core.sensitivity import SENSITIVITY_FILE, is_target
 from quantstudio.core.usage import mark_used
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
@@ -40,6 +41,7 @@ ORIGINAL_LABEL = "Original"
 _PHASES = {
     "download": "Downloading the model",
     "check": "Checking model and machine",
+    "sensitivity": "Measuring how sensitive each layer is",
     "quantize": "Quantizing",
     "measure_original": "Measuring the original",
     "measure_quantized": "Measuring the result",
@@ -47,7 +49,7 @@ _PHASES = {
     "measure_original_again": "Measuring the original again",
     "save": "Saving",
 }
-_UNMEASURED = ("download", "check", "quantize", "save")
+_UNMEASURED = ("download", "check", "sensitivity", "quantize", "save")
 
 
 def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResult:
@@ -65,6 +67,9 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     if downloading:
         enter("check")
     info, plan = _check(recipe, source, run_folder, reporter)
+    if is_target(recipe.precision):
+        enter("sensitivity")
+        recipe, plan = _allotted(info, recipe, run_folder, reporter)
     environment = _record_setting(recipe, info, run_folder)
     model = run_folder / run_store.MODEL
     with _partial(model) as partial:
@@ -93,9 +98,10 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
 
 def _planned(recipe: Recipe, *, downloading: bool) -> tuple[str, ...]:
     """Ids of the run's phases in order."""
-    ids = [id for id in _PHASES if recipe.measure.enabled or id in _UNMEASURED]
+    needless = {"download": not downloading, "sensitivity": not is_target(recipe.precision)}
+    ids = [id for id in _PHASES if (recipe.measure.enabled or id in _UNMEASURED) and not needless.get(id)]
     before = ids.index("quantize")
-    return tuple(ids[0 if downloading else 1 : before] + list(phases_of(recipe)) + ids[before:])
+    return (*ids[:before], *phases_of(recipe), *ids[before:])
 
 
 def measure_only(job: MeasureJob, reporter: Reporter) -> Measurement:
@@ -143,6 +149,14 @@ def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -
     for notice in (*estimate.plan.notices, *(p.text for p in estimate.problems if p.level == "warning")):
         reporter.notice(notice)
     return info, estimate.plan
+
+
+def _allotted(info: ModelInfo, recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[Recipe, QuantizationPlan]:
+    """Bits for every layer in place of a target, and the plan that follows from them."""
+    from quantstudio.engine.sensitivity.work import with_bits_per_layer
+
+    recipe = with_bits_per_layer(info, recipe, run_folder / SENSITIVITY_FILE, reporter)
+    return recipe, make_plan(info, recipe)
 
 
 def _quantize(

@@ -46,9 +46,9 @@ def measure_quality(
     original: LoadedModel, quantized: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter
 ) -> Quality:
     """Compare two models that share a tokenizer. Raises RecipeError (text too short) and BadWeights (NaN scores)."""
-    windows = _windows(original, text, measure, seed, reporter)
+    windows = quality_windows(original, text, measure, seed, reporter)
     scores = score(original.model, quantized.model, windows, reporter)
-    sums = _block_sums(scores)
+    sums = block_sums(scores)
     intervals = quality_intervals(sums, seed)
     return Quality(
         tokens=int(windows.scored.sum()),
@@ -68,8 +68,8 @@ def measure_text_fit(
     loaded: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter
 ) -> tuple[Interval, Interval]:
     """Perplexity and bits per byte of one model by itself."""
-    windows = _windows(loaded, text, measure, seed, reporter)
-    intervals = quality_intervals(_block_sums(score(loaded.model, None, windows, reporter)), seed)
+    windows = quality_windows(loaded, text, measure, seed, reporter)
+    intervals = quality_intervals(block_sums(score(loaded.model, None, windows, reporter)), seed)
     return intervals.perplexity, intervals.bits_per_byte
 
 
@@ -152,7 +152,8 @@ def _positions(model: PreTrainedModel) -> int:
     return max(1, int(LOGITS_BYTES // (2 * model.config.get_text_config(decoder=True).vocab_size)))
 
 
-def _windows(loaded: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter) -> Windows:
+def quality_windows(loaded: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter) -> Windows:
+    """The windows of a text in which a model's quality is measured; shorter ones for models that read less, said so."""
     context = int(getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", 0) or 0)
     length = min(measure.window, context) if context else measure.window
     if length < measure.window:
@@ -160,7 +161,8 @@ def _windows(loaded: LoadedModel, text: Text, measure: MeasureSection, seed: int
     return cut_windows(text, loaded.tokenizer, length, measure.quality_tokens, seed)
 
 
-def _block_sums(scores: Scores) -> BlockSums:
+def block_sums(scores: Scores) -> BlockSums:
+    """Sums over the scored tokens of each block; comparable between models scored on the same windows."""
     scored = scores.windows.scored
     return BlockSums(
         tokens=sum_blocks(scored),

@@ -40,6 +40,7 @@ TITLES = {
     Contestant.FINE_TUNE: "Fine-tune, then GPTQ",
     Contestant.QAT: "QAT",
 }
+_IN_SENTENCES = {Contestant.RTN: "round to nearest", Contestant.FINE_TUNE: "the fine-tune followed by GPTQ"}
 CALIBRATED = (Contestant.HQQ, Contestant.GPTQ, Contestant.AWQ)
 TRAINED = (Contestant.FINE_TUNE, Contestant.QAT)
 QUANTIZED = tuple(contestant for contestant in Contestant if contestant is not Contestant.ORIGINAL)
@@ -179,7 +180,7 @@ def recommend(rows: tuple[Row, ...], pairs: tuple[Pair, ...], gap: Interval) -> 
 
 
 def _lead(best: Contestant, rows: dict[Contestant, Row], pairs: tuple[Pair, ...]) -> str:
-    take = f"take {TITLES[best] if best is not Contestant.RTN else 'round to nearest'}"
+    take = f"take {_name(best)}"
     if Contestant.QAT in rows and best is not Contestant.QAT:
         pair = find_pair(pairs, Contestant.QAT, best)
         how = "worse than" if pair and pair.verdict is Verdict.WORSE else "no better than"
@@ -199,7 +200,7 @@ def _reason(best: Contestant, rows: dict[Contestant, Row]) -> str:
 
 
 def _name(contestant: Contestant) -> str:
-    return "round to nearest" if contestant is Contestant.RTN else TITLES[contestant]
+    return _IN_SENTENCES.get(contestant, TITLES[contestant])
 
 
 def _signed_percent(share: float) -> str:

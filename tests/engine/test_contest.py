@@ -15,7 +15,7 @@ from quantstudio.core import protocol
 from quantstudio.core.contest import CONTEST_FILE, Contest, Contestant, Verdict
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.jobs import ContestJob, RunJob
-from quantstudio.core.recipe import MeasureSection, ModelSection, Recipe
+from quantstudio.core.recipe import MachineSection, MeasureSection, ModelSection, Recipe
 from quantstudio.core.schemes import W4A16
 from quantstudio.engine.conduct import conduct
 from quantstudio.engine.contest import Scored, conclude, run_contest
@@ -80,6 +80,7 @@ def test_a_contest_of_runs(tiny_folder: Path, tmp_path: Path) -> None:
         model=ModelSection(id=str(tiny_folder)),
         scheme=W4A16(group_size=32),
         measure=MeasureSection(quality_tokens=1024, window=64),
+        machine=MachineSection(threads=1),
     )
     job = ContestJob(recipe=recipe, folder=str(tmp_path), contestants=(HQQ, RTN))
     contest = run_contest(job, silent(), fail_all_but_rounding("It broke."))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from quantstudio.core import protocol
 from quantstudio.core.errors import Cancelled
 from quantstudio.core.model_info import read_model_info
-from quantstudio.core.recipe import MeasureSection, ModelSection, Recipe
+from quantstudio.core.recipe import MachineSection, MeasureSection, ModelSection, Recipe
 from quantstudio.core.recipe_data import DataSection, FileData
 from quantstudio.core.recipe_precision import AverageBits, PerLayer
 from quantstudio.core.schemes import W4A16, WeightSpec
@@ -25,7 +25,7 @@ from quantstudio.engine.reporter import Reporter, silent
 from quantstudio.engine.sensitivity import gradients, measure
 from quantstudio.engine.sensitivity.restart import Restart, decoder_blocks
 
-RECIPE = Recipe(scheme=W4A16(group_size=32), measure=MeasureSection(enabled=False))
+RECIPE = Recipe(scheme=W4A16(group_size=32), measure=MeasureSection(enabled=False), machine=MachineSection(threads=1))
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,7 @@ class Packer:
             ended = self._whole[passage] and self._end in self._blocks.ids[max(start, end - 2) : end]
             if self._end is not None and not continued and not ended:
                 ids.append(np.asarray([self._end], np.int32))
-                mask.append(np.asarray([not self._whole[passage]]))
+                mask.append(np.asarray([self._blocks.loss[start:end].all()]))
         return np.concatenate(ids), np.concatenate(mask)
 
     def _continues(self, first: int, second: int) -> bool:

@@ -11,7 +11,7 @@ one by one to 0.96–0.98 (Spearman).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -87,7 +87,9 @@ def _watched(layers: Layers, squares: dict[str, dict[int, float]]) -> Iterator[N
             hook.remove()
 
 
-def _watcher(module: nn.Linear, specs: Mapping[int, WeightSpec], into: dict[int, float]):  # noqa: ANN202 - a hook
+def _watcher(
+    module: nn.Linear, specs: Mapping[int, WeightSpec], into: dict[int, float]
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
     def watch(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen = inputs[0].detach()
         output.register_hook(lambda gradient: add(gradient, seen))

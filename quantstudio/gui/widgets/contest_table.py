@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PySide6.QtCore import Qt
-from PySide6.QtGui import QBrush, QColor, QResizeEvent
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
+from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QRect, QSize, Qt
+from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QResizeEvent
+from PySide6.QtWidgets import (
+    QAbstractItemView,
+    QHeaderView,
+    QStyle,
+    QStyledItemDelegate,
+    QStyleOptionViewItem,
+    QTableWidget,
+    QTableWidgetItem,
+)
 
 from quantstudio.core.contest import VERDICT_WORDS, Contest, Contestant, Row
 from quantstudio.core.humanize import human_bytes, human_seconds
@@ -16,7 +24,9 @@ from quantstudio.gui.language import tr
 from quantstudio.gui.theme import active_tokens
 from quantstudio.gui.widgets.basics import wrapped
 
-ROW_HEIGHT, HEAD_HEIGHT = 46, 32
+ROW_HEIGHT, HEAD_HEIGHT, PAD = 46, 32, 8
+BEST = Qt.ItemDataRole.UserRole
+Index = QModelIndex | QPersistentModelIndex
 NONE = "–"
 
 
@@ -28,6 +38,37 @@ class _Column:
     """Value, and what stands below it."""
 
 
+class _TwoLines(QStyledItemDelegate):
+    """The value, and below it, smaller, its interval."""
+
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
+        tokens = active_tokens()
+        box: QRect = option.rect  # type: ignore[attr-defined]
+        chosen = bool(option.state & QStyle.StateFlag.State_Selected)  # type: ignore[attr-defined]
+        best = bool(index.data(BEST))
+        painter.save()
+        if chosen or best:
+            painter.fillRect(box, QColor(tokens.accent_soft if chosen else tokens.success_soft))
+        big, small = _fonts(option.font, best=best)  # type: ignore[attr-defined]
+        value, _, below = str(index.data()).partition("\n")
+        side = Qt.AlignmentFlag(index.data(Qt.ItemDataRole.TextAlignmentRole)) | Qt.AlignmentFlag.AlignVCenter
+        inner = box.adjusted(PAD, 4, -PAD, -4)
+        half = inner.height() // 2
+        painter.setFont(big)
+        painter.setPen(QColor(tokens.text))
+        painter.drawText(inner.adjusted(0, 0, 0, -half if below else 0), side, value)
+        painter.setFont(small)
+        painter.setPen(QColor(tokens.muted))
+        painter.drawText(inner.adjusted(0, half, 0, 0), side, below)
+        painter.restore()
+
+    def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:  # noqa: N802 - Qt's name
+        big, small = _fonts(option.font, best=bool(index.data(BEST)))  # type: ignore[attr-defined]
+        value, _, below = str(index.data()).partition("\n")
+        widths = (QFontMetrics(big).horizontalAdvance(value), QFontMetrics(small).horizontalAdvance(below))
+        return QSize(max(widths) + 2 * PAD + 2, ROW_HEIGHT)
+
+
 class ContestTable(QTableWidget):
     """As high as its rows; the recommended one is marked by a tint, a heavier face and a word."""
 
@@ -35,6 +76,7 @@ class ContestTable(QTableWidget):
         super().__init__(0, len(COLUMNS))
         self.setAccessibleName(tr("Ways to this size, compared"))
         self.setShowGrid(False)
+        self.setItemDelegate(_TwoLines(self))
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setWordWrap(True)
         self.setTabKeyNavigation(False)
@@ -84,14 +126,17 @@ def _item(contest: Contest, row: Row, column: _Column, *, first: bool) -> QTable
     value, below = column.text(contest, row)
     item = QTableWidgetItem(f"{value}\n{below}" if below else value)
     side = Qt.AlignmentFlag.AlignLeft if first else Qt.AlignmentFlag.AlignRight
-    item.setTextAlignment(side | Qt.AlignmentFlag.AlignVCenter)
+    item.setTextAlignment(side)
     item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{_title(row)}, {tr(column.title)}: {value} {below}".strip())
-    if row.contestant is contest.best:
-        item.setBackground(QBrush(QColor(active_tokens().success_soft)))
-        font = item.font()
-        font.setBold(True)
-        item.setFont(font)
+    item.setData(BEST, row.contestant is contest.best)
     return item
+
+
+def _fonts(base: QFont, *, best: bool) -> tuple[QFont, QFont]:
+    big, small = QFont(base), QFont(base)
+    big.setWeight(QFont.Weight.DemiBold if best else QFont.Weight.Normal)
+    small.setPointSizeF(base.pointSizeF() - 1.5)
+    return big, small
 
 
 def _title(row: Row) -> str:

@@ -36,7 +36,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def partial_of(folder: Path) -> Path:
@@ -54,9 +54,9 @@ def publish_folder(partial: Path, folder: Path, about: dict[str, Any] | None = N
     manifest = {"version": MANIFEST_VERSION, "about": about or {}, "files": _fingerprints(partial, files)}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for path in [*files, partial / MANIFEST]:
-        _flush_file(path)
+        flush_file(path)
     for path in [*(path for path in partial.rglob("*") if path.is_dir()), partial]:
-        _flush_folder(path)
+        flush_folder(path)
     if folder.exists():
         raise DiskProblem(
             f"The folder {folder} already exists.",
@@ -64,7 +64,7 @@ def publish_folder(partial: Path, folder: Path, about: dict[str, Any] | None = N
             hint="Start a new run, or delete the old folder first.",
         )
     partial.rename(folder)
-    _flush_folder(folder.parent)
+    flush_folder(folder.parent)
 
 
 def check_model(folder: Path) -> None:
@@ -144,13 +144,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush_file(path: Path) -> None:
+def flush_file(path: Path) -> None:
     # Opened for writing because Windows refuses to flush what was opened for reading.
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows has no handle to flush a folder by.
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -75,6 +75,12 @@ class BadWeights(QuantStudioError):
     kind = "bad_weights"
 
 
+class TrainingDiverged(QuantStudioError):
+    """A training's loss runs away again and again, whatever the learning rate."""
+
+    kind = "training_diverged"
+
+
 class PromptTooLong(QuantStudioError):
     """A text has more tokens than the model can read at once."""
 

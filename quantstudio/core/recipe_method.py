@@ -147,7 +147,7 @@ class _Training(Section):
         ge=-1,
         le=100_000,
         title="Warm-up steps",
-        description="Steps in which the learning rate rises. -1 takes a twentieth of all, at most 20.",
+        description="Steps in which the learning rate rises. -1 takes a fifth of all, at most 20.",
         json_schema_extra=ADVANCED,
     )
     lora_rank: int = Field(
@@ -202,6 +202,15 @@ class FineTune(_Training):
     """An ordinary short fine-tune, then GPTQ. What QAT is compared with: same text, same steps."""
 
     kind: Literal["finetune_gptq"] = "finetune_gptq"
+    loss: Literal["distil", "cross_entropy", "mixed"] = Field(
+        default="cross_entropy",
+        title="Learn from",
+        description="cross_entropy: the next word of the text. An unrounded model that learns from its own original "
+        "has nothing to learn.",
+        json_schema_extra={
+            "labels": {"distil": "The original model", "cross_entropy": "The text alone", "mixed": "Both"}
+        },
+    )
 
 
 AnyMethod = RoundToNearest | Hqq | Gptq | Awq | SmoothQuant | Qat | FineTune

@@ -43,9 +43,9 @@ def quantize_rtn(weight: torch.Tensor, spec: WeightSpec, name: str = "weight") -
         part = slice(start, start + step)
         grouped = weight[part].to(torch.float32, copy=True).reshape(-1, groups, size)
         low, high = _limits(grouped, name)
-        scale = _scales(low, high, spec)
+        scale = scales_of(low, high, spec)
         scales[part] = scale
-        zeros = None if zero_points is None else _zero_points(low, scale, spec)
+        zeros = None if zero_points is None else zero_points_of(low, scale, spec)
         if zero_points is not None and zeros is not None:
             zero_points[part] = zeros
         codes[part] = _codes(grouped, scale, zeros, spec).reshape(-1, columns)
@@ -64,7 +64,7 @@ def _limits(grouped: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tenso
     return low, high
 
 
-def _scales(low: torch.Tensor, high: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
+def scales_of(low: torch.Tensor, high: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
     """One fp32 scale, already rounded to bf16, for each group; 1 for a group of zeros, so that nothing divides by 0."""
     smallest, largest = spec.code_range
     if not spec.symmetric:
@@ -77,7 +77,7 @@ def _scales(low: torch.Tensor, high: torch.Tensor, spec: WeightSpec) -> torch.Te
     return torch.where(scale == 0, 1.0, scale)
 
 
-def _zero_points(low: torch.Tensor, scale: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
+def zero_points_of(low: torch.Tensor, scale: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
     smallest, largest = spec.code_range
     return (smallest - low.clamp_max(0) / scale).round_().clamp_(smallest, largest)
 

@@ -1,0 +1,139 @@
+"""Layers that train with their weights on a grid: linear, embedding, and whatever is only stored as bf16.
+
+What trains is kept in fp32 (the steps of a short fine-tune are smaller than bf16 can add); what the forward pass sees is
+exactly what will be saved: codes times scales, or the value rounded to bf16. So the model runs in pure bf16, as the
+saved one will, and nothing but rounding lies between both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantstudio.core.schemes import WeightSpec
+from quantstudio.engine.quantized_weight import QuantizedWeight
+from quantstudio.engine.train.grid import Rounded, RoundedLinear, Scales, on_grid, quantized, rounded_input, start_scales
+
+LORA_ALPHA_PER_RANK = 2.0
+"""peft's `lora_alpha` over `r`: what the LoRA product is multiplied by."""
+
+
+class TrainedLinear(nn.Module):
+    """A linear layer whose weight is seen on its grid; `spec` None means bf16.
+
+    `weight`: fp32 and trained, or, under LoRA, the original's own frozen bf16 with `lora_a` `[rank, columns]` and
+    `lora_b` `[rows, rank]` in fp32 beside it. Where scales learn: `start` and `gain` fp32 `[rows, groups]`.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, spec: WeightSpec | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.spec = spec
+        self.out_features, self.in_features = weight.shape
+        self.lora_a: nn.Parameter | None = None
+        self.lora_b: nn.Parameter | None = None
+        self.gain: nn.Parameter | None = None
+        self.lora_scale = LORA_ALPHA_PER_RANK
+        self.shown: torch.Tensor | None = None
+        """A bf16 weight to be seen instead while nothing trains: the rounded one, or another method's."""
+        self.register_buffer("start", None)
+        self.register_buffer("zeros", None)
+
+    def learn_scales(self) -> None:
+        """Let the scales learn, from those that lose least of the weight as it is now."""
+        if self.spec is None:
+            raise ValueError("a weight in bf16 has no scales")
+        start, zeros = start_scales(self.weight.detach(), self.spec)
+        self.register_buffer("start", start)
+        self.register_buffer("zeros", zeros)
+        self.gain = nn.Parameter(torch.zeros_like(start))
+
+    def add_lora(self, rank: int, generator: torch.Generator) -> None:
+        """LoRA as in peft: A random, B zero, so that the sum starts as the original (Hu et al., arXiv:2106.09685)."""
+        device, columns = self.weight.device, self.in_features
+        bound = 1 / math.sqrt(columns)
+        first = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator).to(device)
+        self.lora_a = nn.Parameter(first)
+        self.lora_b = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(torch.bfloat16)
+        if self.shown is not None:
+            return nn.functional.linear(rounded_input(x, self.spec), self.shown, bias)
+        return RoundedLinear.apply(
+            x, self.weight, bias, self.spec, self.start, self.gain, self.zeros, self.lora_a, self.lora_b, self.lora_scale
+        )
+
+    @torch.no_grad()
+    def merged(self) -> torch.Tensor:
+        """The weight that is put on the grid: with LoRA the sum, fp32 `[rows, columns]`."""
+        weight = self.weight.detach().to(torch.float32)
+        if self.lora_a is None or self.lora_b is None:
+            return weight
+        return torch.addmm(weight, self.lora_b, self.lora_a, alpha=self.lora_scale)
+
+    @torch.no_grad()
+    def seen(self) -> torch.Tensor:
+        """The weight as the forward pass sees it, bf16."""
+        start, gain, zeros = self.start, self.gain, self.zeros
+        return on_grid(self.merged(), self.spec, start, gain, zeros)
+
+    @torch.no_grad()
+    def result(self) -> QuantizedWeight:
+        """What is saved: the codes and scales that the forward pass multiplies out. Only for a layer with a grid."""
+        if self.spec is None:
+            raise ValueError("a weight in bf16 has no codes")
+        return quantized(self.merged(), self.spec, self._scales())
+
+    def _scales(self) -> Scales | None:
+        return None if self.gain is None else Scales(self.start, self.gain, self.zeros)
+
+
+class TrainedEmbedding(nn.Module):
+    """A table whose rows are put on their grid as they are looked up. `factor`: what Gemma multiplies embeddings by."""
+
+    def __init__(self, weight: nn.Parameter, spec: WeightSpec | None, factor: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.spec = spec
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self._factor = factor
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = nn.functional.embedding(ids, self.weight)
+        if self.spec is None:
+            seen = rows.to(torch.bfloat16)
+        else:
+            seen = Rounded.apply(rows.flatten(0, -2), self.spec, None, None, None).view(rows.shape)
+        if self._factor != 1.0:
+            seen = seen * torch.tensor(self._factor, dtype=seen.dtype, device=seen.device)
+        return seen
+
+    @torch.no_grad()
+    def result(self) -> QuantizedWeight:
+        """As `TrainedLinear.result`."""
+        if self.spec is None:
+            raise ValueError("a table in bf16 has no codes")
+        return quantized(self.weight.detach(), self.spec, None)
+
+
+class AsBf16(nn.Module):
+    """Parametrization of everything else that trains (norms, biases): fp32 inside, bf16 for who looks at it."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(torch.bfloat16)
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(torch.float32)
+
+
+def embedding_factor(table: nn.Embedding) -> float | None:
+    """What a table multiplies its rows by; None for a kind that is not known and must stay as it is."""
+    if type(table) is nn.Embedding:
+        return 1.0
+    scale: Any = getattr(table, "embed_scale", None)
+    return None if scale is None else float(scale)

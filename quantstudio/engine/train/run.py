@@ -1,0 +1,189 @@
+"""Training from start to finish: teacher, student, attempts, and what is handed over to be saved.
+
+A training that diverges goes back to its last checkpoint with half the learning rate; the fourth time it gives up. A
+killed run goes on from the last checkpoint, with the same result as if it had not been killed.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from quantstudio.core.errors import RecipeError, TrainingDiverged
+from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.plan import QuantizationPlan
+from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_method import FineTune, Qat
+from quantstudio.core.run_store import WORK
+from quantstudio.engine.architecture import Architecture, inspect_architecture
+from quantstudio.engine.chosen import Chosen
+from quantstudio.engine.load import LoadedModel, load_model
+from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.train.adapter import save_adapter
+from quantstudio.engine.train.checkpoints import Checkpoints, TrainingState
+from quantstudio.engine.train.data import Lessons, labelled
+from quantstudio.engine.train.evaluate import held_out_score, rounded_to_nearest, weights_shown
+from quantstudio.engine.train.fit import fit, set_recompute
+from quantstudio.engine.train.follow import Follower, Judge
+from quantstudio.engine.train.loss import Objective
+from quantstudio.engine.train.objective import Lesson
+from quantstudio.engine.train.settings import Settings, settle
+from quantstudio.engine.train.student import Student, Training, make_student
+from quantstudio.engine.train.trainer import Diverged, Place, QatTrainer
+
+if TYPE_CHECKING:
+    from quantstudio.engine.data.prepare import PreparedData
+
+ATTEMPTS = 4
+"""The first, and three with half the learning rate of the one before."""
+ADAPTER, TENSORBOARD = "adapter", "tensorboard"
+"""Folders of the run: LoRA's matrices in peft's format, and TensorBoard's events."""
+_PART = "trained"
+_CHOSEN, _TRAINING = "chosen", "training"
+
+
+@dataclass(frozen=True)
+class Course:
+    """Everything that an attempt needs."""
+
+    info: ModelInfo
+    plan: QuantizationPlan
+    architecture: Architecture
+    method: Qat | FineTune
+    settings: Settings
+    teacher: LoadedModel
+    data: PreparedData
+    run_folder: Path
+    reporter: Reporter
+
+    def student(self) -> Student:
+        """A student that has learnt nothing yet."""
+        training = Training(self.settings.lora_rank, self.settings.rounds, seed=self.settings.seed)
+        student = make_student(self.teacher.model, self.plan, self.architecture, training)
+        student.model.to(self.teacher.device)
+        return student
+
+    def held_out(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and labels on the device."""
+        device, ids = self.teacher.device, self.data.held_out
+        return ids.to(device), labelled(ids, self.data.held_out_mask).to(device)
+
+
+def train_weights(
+    info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, run_folder: Path, data: PreparedData, reporter: Reporter
+) -> Chosen:
+    """Train as the recipe's method (QAT or a fine-tune) says; goes on where an earlier process stopped.
+
+    The result holds, for QAT, codes and scales of every planned matrix, and in both cases the trained values of every
+    other tensor, all of the evaluation with the smallest held-out loss. Raises TrainingDiverged, OutOfMemory,
+    Cancelled, and what loading a model raises.
+    """
+    if not isinstance(recipe.method, Qat | FineTune):
+        raise RecipeError(f"The method {recipe.method.kind} does not train.", field="method.kind")
+    work = run_folder / WORK
+    chosen = Chosen(work / _CHOSEN)
+    if chosen.has(_PART):
+        return chosen
+    teacher = load_model(info.path, recipe.machine.device, reporter)
+    settings = settle(recipe.method, info, data.training.shape[1], recipe.machine.seed)
+    course = Course(
+        info, plan, inspect_architecture(info), recipe.method, settings, teacher, data, run_folder, reporter
+    )
+    checkpoints = Checkpoints(work / _TRAINING)
+    _attempts(course, checkpoints)
+    student = course.student()
+    checkpoints.load_best(student.model)
+    if settings.lora_rank:
+        save_adapter(student, run_folder / ADAPTER, settings.lora_rank, info.name)
+        reporter.artifact("adapter", str(run_folder / ADAPTER))
+    chosen.put(_PART, dict(student.results()), dict(student.changed()))
+    return chosen
+
+
+def _attempts(course: Course, checkpoints: Checkpoints) -> None:
+    state = checkpoints.read_state()
+    while True:
+        student = course.student()
+        lesson = Lesson(student.model, course.teacher.model if _needs_teacher(course) else None, _objective(course))
+        if not state.micro_batch:
+            state = _fitted(course, lesson, state)
+            checkpoints.write_state(state)
+        set_recompute(lesson, state.recompute)
+        try:
+            _attempt(course, student, lesson, Place(course.teacher.device, state, checkpoints))
+            return
+        except Diverged:
+            state = replace(state, halvings=state.halvings + 1)
+            if state.halvings >= ATTEMPTS:
+                raise _gave_up(course) from None
+            checkpoints.write_state(state)
+            _say_halved(course, checkpoints, state)
+        del student, lesson
+        gc.collect()
+
+
+def _attempt(course: Course, student: Student, lesson: Lesson, place: Place) -> None:
+    settings, data = course.settings, course.data
+    last = place.checkpoints.last()
+    if last is None:
+        _references(course, student)
+    teacher = course.teacher.model if _needs_teacher(course) else None
+    held_out = course.held_out()
+    judge = Judge(
+        student.model, teacher, held_out, course.teacher.tokenizer, settings, place.checkpoints, course.reporter
+    )
+    tokens = settings.batch * data.training.shape[1]
+    follower = Follower(judge, settings, course.reporter, tokens, course.run_folder / TENSORBOARD)
+    lessons = Lessons(data.training, data.training_mask, settings.steps * settings.batch, settings.seed)
+    trainer = QatTrainer(lesson, lessons, settings, place, [follower])
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _references(course: Course, student: Student) -> None:
+    """What the charts compare with, on the same held-out text."""
+    ids, labels = course.held_out()
+    objective = replace(_objective(course), distil=0.0, cross_entropy=1.0)
+    original = held_out_score(course.teacher.model, None, ids, labels, objective)
+    course.reporter.metric("reference/original", original.perplexity)
+    if course.settings.rounds:
+        with rounded_to_nearest(student.model), weights_shown(student.model):
+            nearest = held_out_score(student.model, None, ids, labels, objective)
+        course.reporter.metric("reference/rtn", nearest.perplexity)
+
+
+def _fitted(course: Course, lesson: Lesson, state: TrainingState) -> TrainingState:
+    length = course.data.training.shape[1]
+    checkpointing = course.method.gradient_checkpointing
+    micro, recompute = fit(lesson, course.settings.batch, length, checkpointing, course.teacher.device)
+    how = ", activations computed again to save memory" if recompute else ""
+    course.reporter.log(f"Training with {micro} of {course.settings.batch} sequences at a time{how}.")
+    return replace(state, micro_batch=micro, recompute=recompute)
+
+
+def _objective(course: Course) -> Objective:
+    return course.settings.objective
+
+
+def _needs_teacher(course: Course) -> bool:
+    return course.settings.objective.distil > 0
+
+
+def _say_halved(course: Course, checkpoints: Checkpoints, state: TrainingState) -> None:
+    where = "from its last checkpoint" if checkpoints.last() else "from the start"
+    rate = course.settings.rate * 0.5**state.halvings
+    course.reporter.notice(
+        f"The loss ran away. Training goes on {where} with half the learning rate ({rate:.1e}).", "warning"
+    )
+
+
+def _gave_up(course: Course) -> TrainingDiverged:
+    return TrainingDiverged(
+        "The training does not converge.",
+        why=f"Its loss ran away {ATTEMPTS} times, the last time at an eighth of the learning rate.",
+        hint="Set a smaller learning rate, or train on other text.",
+        field="method.learning_rate",
+    )

@@ -1,0 +1,167 @@
+"""The transformers Trainer, told what is special here.
+
+Its loop, optimizer, scheduler, gradient accumulation, clipping, FSDP and checkpoint contents are used as they are. Ours:
+the loss comes from `Lesson`; nothing runs under autocast, because the student already computes in bf16 over fp32 weights;
+checkpoints become whole in one step; a loss that is no number, or runs away, ends the attempt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from quantstudio.engine.train.checkpoints import Checkpoints, TrainingState, load_trained, trained_tensors
+from quantstudio.engine.train.data import Lessons
+from quantstudio.engine.train.objective import Lesson
+from quantstudio.engine.train.settings import Settings
+
+GAIN_RATE = 2.0
+"""Learning rate of scales, relative to that of weights."""
+_WEIGHTS_FILE = "model.safetensors"
+_RECENT = 8
+_RUNAWAY_FACTOR, _RUNAWAY_NATS = 2.0, 0.5
+
+
+class Diverged(Exception):  # noqa: N818 - ends an attempt, not a run
+    """The loss is no number, or far above where it began."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and in which pieces a training runs."""
+
+    device: str
+    state: TrainingState
+    checkpoints: Checkpoints
+    fsdp: dict[str, Any] | None = None
+
+
+class QatTrainer(Trainer):
+    """One attempt at a training. Raises `Diverged`."""
+
+    def __init__(
+        self, lesson: Lesson, lessons: Lessons, settings: Settings, place: Place, callbacks: list[TrainerCallback]
+    ) -> None:
+        self._settings, self._place = settings, place
+        self._first: float | None = None
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        super().__init__(
+            model=lesson,
+            args=_arguments(settings, place),
+            train_dataset=lessons,
+            compute_loss_func=_unused,  # makes the Trainer count the tokens of a step
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
+        return SequentialSampler(self.train_dataset)  # `Lessons` has the order
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the tokens of the whole step, of which this micro-batch contributes its part."""
+        loss = model(**inputs)[0] / num_items_in_batch
+        if self.args.world_size > 1:
+            loss = loss * self.args.world_size  # gradients are averaged over processes, and the count is of all
+        return (loss, None) if return_outputs else loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW without decay; scales in a group of their own."""
+        if self.optimizer is None:
+            named = [(name, value) for name, value in (model or self.model).named_parameters() if value.requires_grad]
+            gains = [value for name, value in named if name.endswith(".gain")]
+            rest = [value for name, value in named if not name.endswith(".gain")]
+            rate = self.args.learning_rate
+            groups = [{"params": rest, "lr": rate}, {"params": gains, "lr": rate * GAIN_RATE}]
+            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, weight_decay=0.0)
+        return self.optimizer
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Callbacks do it: they know the held-out text."""
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+        return {}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Look at the loss before the step can be evaluated or saved. Raises `Diverged`."""
+        if "loss" in logs:
+            self._watch(logs["loss"], logs.get("grad_norm", 0.0))
+        super().log(logs, start_time)
+
+    def _watch(self, loss: float, norm: float) -> None:
+        self._recent.append(loss)
+        self._first = loss if self._first is None else self._first
+        mean = sum(self._recent) / len(self._recent)
+        limit = _RUNAWAY_FACTOR * self._first + _RUNAWAY_NATS
+        if not (math.isfinite(loss) and math.isfinite(norm)) or (len(self._recent) == _RECENT and mean > limit):
+            raise Diverged
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Only what trains, and no pickle of the arguments."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            tensors = trained_tensors(self.model)
+            save_file({name: value.cpu() for name, value in tensors.items()}, folder / _WEIGHTS_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained(model or self.model, load_file(Path(resume_from_checkpoint) / _WEIGHTS_FILE))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            written = self._place.checkpoints.writing / f"checkpoint-{self.state.global_step}"
+            self._place.checkpoints.publish(written)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take everything back but the learning rate: it may have been halved since."""
+        if checkpoint is None:
+            return
+        scheduler: Any = self.lr_scheduler
+        rates = list(scheduler.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler.base_lrs = rates
+        for group, rate, shape in zip(self.optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"] = rate
+            group["lr"] = rate * shape(scheduler.last_epoch)
+
+
+def _unused(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("compute_loss is overridden")
+
+
+def _arguments(settings: Settings, place: Place) -> TrainingArguments:
+    micro = place.state.micro_batch
+    on_gpu = place.device == "cuda"
+    return TrainingArguments(
+        output_dir=str(place.checkpoints.writing),
+        max_steps=settings.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=max(1, settings.batch // micro),
+        learning_rate=settings.rate * 0.5**place.state.halvings,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        use_cpu=not on_gpu,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        **({"fsdp": "full_shard", "fsdp_config": place.fsdp} if place.fsdp else {}),
+    )

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 4
 """The first, and three with half the learning rate of the one before."""
+LEARNED_BELOW = 8
+"""Grids with fewer bits have scales that learn."""
 ADAPTER, TENSORBOARD = "adapter", "tensorboard"
 """Folders of the run: LoRA's matrices in peft's format, and TensorBoard's events."""
 _PART = "trained"
@@ -62,7 +64,7 @@ class Course:
 
     def student(self) -> Student:
         """A student that has learnt nothing yet."""
-        training = Training(self.settings.lora_rank, self.settings.rounds, seed=self.settings.seed)
+        training = Training(self.settings.lora_rank, self.settings.rounds, LEARNED_BELOW, self.settings.seed)
         student = make_student(self.teacher.model, self.plan, self.architecture, training)
         student.model.to(self.teacher.device)
         return student

@@ -64,19 +64,6 @@ def weights_shown(model: nn.Module) -> Iterator[None]:
             layer.shown = None
 
 
-@contextmanager
-def rounded_to_nearest(model: nn.Module) -> Iterator[None]:
-    """Set learned scales aside. Before the first step this makes the student the model rounded to nearest."""
-    kept = {module: module.gain for module in model.modules() if isinstance(module, TrainedLinear)}
-    for layer in kept:
-        layer.gain = None
-    try:
-        yield
-    finally:
-        for layer, gain in kept.items():
-            layer.gain = gain
-
-
 @torch.no_grad()
 def continuations(model: PreTrainedModel, prompts: torch.Tensor) -> torch.Tensor:
     """The likeliest next `NEW_TOKENS` tokens, one by one, after prompts `[count, length]`: int64 `[count, new]`."""

@@ -82,7 +82,10 @@ class Follower(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self._reporter.progress(state.global_step, self._settings.steps, "steps")
         if state.global_step == 0:
-            self._report(self._judge.judge(0), 0)
+            start = self._judge.judge(0)
+            self._report(start, 0)
+            if self._settings.rounds:  # nothing has been learnt: this is rounding to nearest
+                self._reporter.metric("reference/rtn", start["eval/perplexity"])
         return control
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -29,11 +29,6 @@ from quantstudio.engine.quantized_weight import QuantizedWeight
 
 CHUNK_WEIGHTS = 1 << 24
 """Weights rounded at once: a vocabulary's fp32 copies would otherwise be the peak of the memory."""
-_SEARCHED = torch.linspace(0.3, 1.1, 33)
-"""Factors on the scale of rounding to nearest that are tried for a learned scale's start."""
-_SEARCH_WEIGHTS = 1 << 21
-_NORM = 2.4
-"""Exponent of the error that the start minimizes; between 2 and HQQ's, as GPTQ's authors use it in their code."""
 
 
 @dataclass(frozen=True)
@@ -121,23 +116,13 @@ def parts_of(shape: torch.Size | tuple[int, ...], weights: int = CHUNK_WEIGHTS) 
 
 
 def start_scales(weight: torch.Tensor, spec: WeightSpec) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scales (fp32 `[rows, groups]`, as bf16 holds them) and zero points that lose least of this weight.
-
-    Rounding to nearest must reach the largest weight of a group; a shorter grid cuts it and is finer for the others.
-    """
+    """Where learned scales begin: scales (fp32 `[rows, groups]`, as bf16 holds them) and zero points of rounding to
+    nearest. Scales that lose least of the weight itself are a worse start at 2 bits (starter model, KL 0.97 against
+    0.82), and the charts begin where rounding ends."""
     found, points = [], []
-    for part in parts_of(weight.shape, _SEARCH_WEIGHTS):
-        grouped, scale, zeros = _current(weight[part], spec, None, None, None)
-        best = torch.full_like(scale, torch.inf)
-        chosen = scale.clone()
-        for factor in _SEARCHED.tolist():
-            tried = round_to_bf16(scale * factor)
-            codes, _ = _levels(grouped, tried, zeros, spec)
-            codes = codes if zeros is None else codes - zeros.unsqueeze(-1)
-            error = (codes * tried.unsqueeze(-1) - grouped).abs_().pow_(_NORM).sum(-1)
-            better = error < best
-            best, chosen = torch.where(better, error, best), torch.where(better, tried, chosen)
-        found.append(chosen)
+    for part in parts_of(weight.shape):
+        _, scale, zeros = _current(weight[part], spec, None, None, None)
+        found.append(scale)
         points.append(zeros)
     return torch.cat(found), None if spec.symmetric else torch.cat([z for z in points if z is not None])
 

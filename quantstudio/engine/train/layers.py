@@ -44,7 +44,7 @@ class TrainedLinear(nn.Module):
         self.register_buffer("zeros", None)
 
     def learn_scales(self) -> None:
-        """Let the scales learn, from those that lose least of the weight as it is now."""
+        """Let the scales learn, from those of rounding the weight to nearest."""
         if self.spec is None:
             raise ValueError("a weight in bf16 has no scales")
         start, zeros = start_scales(self.weight.detach(), self.spec)

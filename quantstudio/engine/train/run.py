@@ -26,10 +26,9 @@ from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.train.adapter import save_adapter
 from quantstudio.engine.train.checkpoints import Checkpoints, TrainingState
 from quantstudio.engine.train.data import Lessons, labelled
-from quantstudio.engine.train.evaluate import held_out_score, rounded_to_nearest, weights_shown
+from quantstudio.engine.train.evaluate import held_out_score
 from quantstudio.engine.train.fit import fit, set_recompute
 from quantstudio.engine.train.follow import Follower, Judge
-from quantstudio.engine.train.loss import Objective
 from quantstudio.engine.train.objective import Lesson
 from quantstudio.engine.train.settings import Settings, settle
 from quantstudio.engine.train.student import Student, Training, make_student
@@ -110,7 +109,7 @@ def _attempts(course: Course, checkpoints: Checkpoints) -> None:
     state = checkpoints.read_state()
     while True:
         student = course.student()
-        lesson = Lesson(student.model, course.teacher.model if _needs_teacher(course) else None, _objective(course))
+        lesson = Lesson(student.model, course.teacher.model if _needs_teacher(course) else None, course.settings.objective)
         if not state.micro_batch:
             state = _fitted(course, lesson, state)
             checkpoints.write_state(state)
@@ -132,7 +131,7 @@ def _attempt(course: Course, student: Student, lesson: Lesson, place: Place) -> 
     settings, data = course.settings, course.data
     last = place.checkpoints.last()
     if last is None:
-        _references(course, student)
+        _reference(course)
     teacher = course.teacher.model if _needs_teacher(course) else None
     held_out = course.held_out()
     judge = Judge(
@@ -145,16 +144,12 @@ def _attempt(course: Course, student: Student, lesson: Lesson, place: Place) -> 
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
-def _references(course: Course, student: Student) -> None:
+def _reference(course: Course) -> None:
     """What the charts compare with, on the same held-out text."""
     ids, labels = course.held_out()
-    objective = replace(_objective(course), distil=0.0, cross_entropy=1.0)
-    original = held_out_score(course.teacher.model, None, ids, labels, objective)
+    text_alone = replace(course.settings.objective, distil=0.0, cross_entropy=1.0)
+    original = held_out_score(course.teacher.model, None, ids, labels, text_alone)
     course.reporter.metric("reference/original", original.perplexity)
-    if course.settings.rounds:
-        with rounded_to_nearest(student.model), weights_shown(student.model):
-            nearest = held_out_score(student.model, None, ids, labels, objective)
-        course.reporter.metric("reference/rtn", nearest.perplexity)
 
 
 def _fitted(course: Course, lesson: Lesson, state: TrainingState) -> TrainingState:
@@ -164,10 +159,6 @@ def _fitted(course: Course, lesson: Lesson, state: TrainingState) -> TrainingSta
     how = ", activations computed again to save memory" if recompute else ""
     course.reporter.log(f"Training with {micro} of {course.settings.batch} sequences at a time{how}.")
     return replace(state, micro_batch=micro, recompute=recompute)
-
-
-def _objective(course: Course) -> Objective:
-    return course.settings.objective
 
 
 def _needs_teacher(course: Course) -> bool:

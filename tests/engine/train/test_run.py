@@ -2,10 +2,12 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from quantstudio.core import protocol
 from quantstudio.core.errors import Cancelled, TrainingDiverged
@@ -36,18 +38,20 @@ def _same(first, second):
 
 
 def test_training_wins_back_what_rounding_lost(train):
-    ran = train(QUICK.model_copy(update={"steps": 40, "evaluations": 4}), SCHEME)
+    ran = train(QUICK.model_copy(update={"steps": 24, "batch_sequences": 8, "evaluations": 3}), SCHEME)
     scores = ran.metric("eval/loss")
-    assert [step for step, _ in scores] == [0, 10, 20, 30, 40]
-    assert scores[-1][1] < 0.7 * scores[0][1]
-    assert [step for step, _ in ran.metric("train/loss")] == list(range(1, 41))
+    assert [step for step, _ in scores] == [0, 8, 16, 24]
+    losses = [loss for _, loss in ran.metric("train/loss")]
+    assert len(losses) == 24
+    # The text is random: what is learnt shows where it was learnt. The same 24 sequences come by every third step.
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     rates = [value for _, value in ran.metric("train/learning_rate")]
     assert max(rates) == pytest.approx(2e-3)
     assert rates[0] < rates[5] > rates[-1]
-    original, rounded = ran.metric("reference/original")[0][1], ran.metric("reference/rtn")[0][1]
-    assert rounded != original
+    assert ran.metric("reference/rtn")[0][1] == ran.metric("eval/perplexity")[0][1]
+    assert ran.metric("reference/original")[0][1] != ran.metric("reference/rtn")[0][1]
     samples = [message for message in ran.messages if isinstance(message, protocol.Sample)]
-    assert {sample.step for sample in samples} == {0, 10, 20, 30, 40}
+    assert {sample.step for sample in samples} == {0, 8, 16, 24}
     assert any("quick" in text for text in ran.notices())
 
 
@@ -124,12 +128,14 @@ def test_a_nan_goes_back_to_the_last_checkpoint(train, monkeypatch):
 
 
 def test_lora_leaves_an_adapter_that_peft_reads(train, tiny_folder, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     peft = pytest.importorskip("peft")
     ran = train(QUICK.model_copy(update={"train": "lora", "lora_rank": 4}), W4A16(group_size=32))
-    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    merged = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").merge_and_unload()
+    base = AutoModelForCausalLM.from_pretrained(
+        tiny_folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 calls what transformers 5.24 has renamed
+        merged = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").merge_and_unload()
     name = "model.layers.0.self_attn.q_proj"
     weight = merged.get_submodule(name).weight.detach()
     # No weight is further from its grid than half a step, save those beyond it: the sum is what was rounded.

@@ -274,7 +274,9 @@ def cost(out: Path, options: argparse.Namespace) -> dict[str, Any]:
                     plain = one_cost(model, Training(rounds=False), case, options)
                     for learned in (0, 8):
                         qat = one_cost(model, Training(learned_below=learned), case, options)
-                        label = f"{'compiled' if compiled else 'eager'}, {'distillation' if distil else 'cross entropy'}"
+                        label = (
+                            f"{'compiled' if compiled else 'eager'}, {'distillation' if distil else 'cross entropy'}"
+                        )
                         label += f", {'learned' if learned else 'nearest'} scales"
                         found[label] = show_cost(label, plain, qat)
                 except Exception as error:
@@ -285,7 +287,7 @@ def cost(out: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def show_cost(label: str, plain: dict[str, float], other: dict[str, float]) -> dict[str, Any]:
     time_ratio, memory = other["seconds"] / plain["seconds"], other["peak"] / max(1, plain["peak"])
-    sizes = f"{plain['seconds']:.3f} s, {plain['peak'] / 1e9:.2f} GB | {other['seconds']:.3f} s, {other['peak'] / 1e9:.2f} GB"
+    sizes = " | ".join(f"{cost['seconds']:.3f} s, {cost['peak'] / 1e9:.2f} GB" for cost in (plain, other))
     print(f"| {label} | {sizes} | {time_ratio:.2f}× | {memory:.2f}× |", flush=True)
     return {"plain": plain, "other": other, "time": time_ratio, "memory": memory}
 

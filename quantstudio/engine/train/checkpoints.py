@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and the best weights so far.
 
-The Trainer writes a checkpoint file by file. It does so in a folder of another name; when all is on the disk, the folder
-gets its name in one step, and the one before it goes. A killed run finds the last whole one.
+The Trainer writes a checkpoint file by file. It does so in a folder of another name; when all is on the disk, the
+folder gets its name in one step, and the one before it goes. A killed run finds the last whole one.
 """
 
 from __future__ import annotations
@@ -104,4 +104,3 @@ def load_trained(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     for name, value in model.named_parameters():
         if value.requires_grad:
             value.copy_(tensors[name])
-

@@ -1,4 +1,4 @@
-"""Sequences in the order in which they are learnt from: fixed by the seed, whatever the micro-batch or the number of GPUs.
+"""Sequences in the order in which they are learnt from: fixed by the seed, whatever the micro-batch or the GPUs.
 
 The order is written out here for the whole training, so that a resumed run needs only the number of its step, and every
 passage is seen once before any is seen again.

@@ -42,9 +42,7 @@ class Judge:
         self._reporter.check_cancel()
         self._student.eval()
         with weights_shown(self._student):
-            score = held_out_score(
-                self._student, self._teacher, self._ids, self._labels, self._settings.objective
-            )
+            score = held_out_score(self._student, self._teacher, self._ids, self._labels, self._settings.objective)
             self._write_samples(step)
         self._reporter.metric("eval/loss", score.loss, step, "nats")
         self._reporter.metric("eval/perplexity", score.perplexity, step)

@@ -6,8 +6,8 @@ out in bf16, and below 8 bits the scales learn. Training on one grid and saving 
 the dozen lines are here, and codes and scales of the result come from the very functions that training used.
 
 Gradients: straight through the rounding (Bengio et al., arXiv:1308.3432). Where scales learn, a weight beyond the grid
-gets none, and the scale gets that of LSQ (Esser et al., arXiv:1902.08153). A scale is stored as its start times exp(gain):
-Adam moves every parameter by about the learning rate, and only relative steps suit scales of all sizes.
+gets none, and the scale gets that of LSQ (Esser et al., arXiv:1902.08153). A scale is stored as its start times
+exp(gain): Adam moves every parameter by about the learning rate, and only relative steps suit scales of all sizes.
 
 Nothing here keeps a quantized weight for the backward pass: it is computed again from the weight. That costs a few
 elementwise passes and saves two bytes for each weight of the model.
@@ -24,6 +24,7 @@ from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import fake_quantize_per_token
+from quantstudio.engine.methods.grid import stored_scales
 from quantstudio.engine.methods.rtn import scales_of, zero_points_of
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
@@ -40,19 +41,13 @@ class Scales:
     zeros: torch.Tensor | None
 
 
-def round_to_bf16(scale: torch.Tensor) -> torch.Tensor:
-    """Scales as they are stored, in fp32; never zero."""
-    scale = scale.to(torch.bfloat16).to(torch.float32)
-    return torch.where(scale == 0, 1.0, scale)
-
-
 def _current(
     weight: torch.Tensor, spec: WeightSpec, start: torch.Tensor | None, gain: torch.Tensor | None, zeros: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Grouped fp32 weight, and the scales and zero points it is on now."""
     grouped = weight.to(torch.float32).reshape(weight.shape[0], -1, spec.group_size or weight.shape[1])
     if start is not None and gain is not None:
-        return grouped, round_to_bf16(start * gain.exp()), zeros
+        return grouped, stored_scales(start * gain.exp()), zeros
     low, high = torch.aminmax(grouped, dim=-1)
     scale = scales_of(low, high, spec)
     return grouped, scale, None if spec.symmetric else zero_points_of(low, scale, spec)

@@ -1,7 +1,7 @@
 """Layers that train with their weights on a grid: linear, embedding, and whatever is only stored as bf16.
 
-What trains is kept in fp32 (the steps of a short fine-tune are smaller than bf16 can add); what the forward pass sees is
-exactly what will be saved: codes times scales, or the value rounded to bf16. So the model runs in pure bf16, as the
+What trains is kept in fp32 (the steps of a short fine-tune are smaller than bf16 can add); what the forward pass sees
+is exactly what will be saved: codes times scales, or the value rounded to bf16. So the model runs in pure bf16, as the
 saved one will, and nothing but rounding lies between both.
 """
 
@@ -15,7 +15,15 @@ from torch import nn
 
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.quantized_weight import QuantizedWeight
-from quantstudio.engine.train.grid import Rounded, RoundedLinear, Scales, on_grid, quantized, rounded_input, start_scales
+from quantstudio.engine.train.grid import (
+    Rounded,
+    RoundedLinear,
+    Scales,
+    on_grid,
+    quantized,
+    rounded_input,
+    start_scales,
+)
 
 LORA_ALPHA_PER_RANK = 2.0
 """peft's `lora_alpha` over `r`: what the LoRA product is multiplied by."""
@@ -40,6 +48,8 @@ class TrainedLinear(nn.Module):
         self.lora_scale = LORA_ALPHA_PER_RANK
         self.shown: torch.Tensor | None = None
         """A bf16 weight to be seen instead while nothing trains: the rounded one, or another method's."""
+        self.start: torch.Tensor | None
+        self.zeros: torch.Tensor | None
         self.register_buffer("start", None)
         self.register_buffer("zeros", None)
 
@@ -65,7 +75,16 @@ class TrainedLinear(nn.Module):
         if self.shown is not None:
             return nn.functional.linear(rounded_input(x, self.spec), self.shown, bias)
         return RoundedLinear.apply(
-            x, self.weight, bias, self.spec, self.start, self.gain, self.zeros, self.lora_a, self.lora_b, self.lora_scale
+            x,
+            self.weight,
+            bias,
+            self.spec,
+            self.start,
+            self.gain,
+            self.zeros,
+            self.lora_a,
+            self.lora_b,
+            self.lora_scale,
         )
 
     @torch.no_grad()
@@ -90,7 +109,9 @@ class TrainedLinear(nn.Module):
         return quantized(self.merged(), self.spec, self._scales())
 
     def _scales(self) -> Scales | None:
-        return None if self.gain is None else Scales(self.start, self.gain, self.zeros)
+        if self.gain is None or self.start is None:
+            return None
+        return Scales(self.start, self.gain, self.zeros)
 
 
 class TrainedEmbedding(nn.Module):

@@ -109,7 +109,9 @@ def _attempts(course: Course, checkpoints: Checkpoints) -> None:
     state = checkpoints.read_state()
     while True:
         student = course.student()
-        lesson = Lesson(student.model, course.teacher.model if _needs_teacher(course) else None, course.settings.objective)
+        lesson = Lesson(
+            student.model, course.teacher.model if _needs_teacher(course) else None, course.settings.objective
+        )
         if not state.micro_batch:
             state = _fitted(course, lesson, state)
             checkpoints.write_state(state)

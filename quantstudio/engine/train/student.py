@@ -1,7 +1,7 @@
 """The model that learns and the model it learns from, built from one copy of the weights on disk.
 
-The teacher is the unquantized original in bf16, frozen. The student is the same network with every planned matrix on its
-grid. Under LoRA both share one copy of the weights in memory; the student adds only its small matrices. Head and
+The teacher is the unquantized original in bf16, frozen. The student is the same network with every planned matrix on
+its grid. Under LoRA both share one copy of the weights in memory; the student adds only its small matrices. Head and
 embedding of a tied model stay one parameter, whatever grids they are seen on.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -87,7 +88,7 @@ class _Builder:
 
     def __init__(self, student: Student, architecture: Architecture, training: Training) -> None:
         self._student, self._training = student, training
-        self._names = architecture.tensors
+        self._names = architecture.keys
         self._masters: dict[int, nn.Parameter] = {}
         self._generator = torch.Generator().manual_seed(training.seed)
         self._done: set[str] = set()
@@ -113,8 +114,10 @@ class _Builder:
         for source, name in self._names.items():
             owner, _, attribute = name.rpartition(".")
             module = named.get(owner)
+            if module is None or source in self._done:
+                continue
             value = getattr(module, attribute, None)
-            if source in self._done or not isinstance(value, nn.Parameter) or not value.is_floating_point():
+            if not isinstance(value, nn.Parameter) or not value.is_floating_point():
                 continue
             setattr(module, attribute, self._master(value))
             if not isinstance(module, TrainedLinear):
@@ -133,7 +136,7 @@ class _Builder:
             return TrainedEmbedding(self._master(old.weight), spec, factor)
         return None
 
-    def _master(self, value: nn.Parameter) -> nn.Parameter:
+    def _master(self, value: Any) -> nn.Parameter:
         """The parameter that trains for this one: one for all places that share it."""
         if self._training.lora_rank or not value.is_floating_point():
             return value

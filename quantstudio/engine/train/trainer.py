@@ -1,8 +1,8 @@
 """The transformers Trainer, told what is special here.
 
-Its loop, optimizer, scheduler, gradient accumulation, clipping, FSDP and checkpoint contents are used as they are. Ours:
-the loss comes from `Lesson`; nothing runs under autocast, because the student already computes in bf16 over fp32 weights;
-checkpoints become whole in one step; a loss that is no number, or runs away, ends the attempt.
+Its loop, optimizer, scheduler, gradient accumulation, clipping, FSDP and checkpoint contents are used as they are.
+Ours: the loss comes from `Lesson`; nothing runs under autocast, because the student computes in bf16 over fp32 weights
+as it is; checkpoints become whole in one step; a loss that is no number, or runs away, ends the attempt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RECENT = 8
 _RUNAWAY_FACTOR, _RUNAWAY_NATS = 2.0, 0.5
 
 
-class Diverged(Exception):  # noqa: N818 - ends an attempt, not a run
+class Diverged(Exception):
     """The loss is no number, or far above where it began."""
 
 
@@ -47,6 +47,9 @@ class Place:
 
 class QatTrainer(Trainer):
     """One attempt at a training. Raises `Diverged`."""
+
+    optimizer: Any
+    control: Any
 
     def __init__(
         self, lesson: Lesson, lessons: Lessons, settings: Settings, place: Place, callbacks: list[TrainerCallback]
@@ -66,8 +69,12 @@ class QatTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
         return SequentialSampler(self.train_dataset)  # `Lessons` has the order
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    def compute_loss(  # the Trainer's signature
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The mean over the tokens of the whole step, of which this micro-batch contributes its part."""
         loss = model(**inputs)[0] / num_items_in_batch
@@ -83,7 +90,9 @@ class QatTrainer(Trainer):
             rest = [value for name, value in named if not name.endswith(".gain")]
             rate = self.args.learning_rate
             groups = [{"params": rest, "lr": rate}, {"params": gains, "lr": rate * GAIN_RATE}]
-            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]], lr=rate, weight_decay=0.0
+            )
         return self.optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -60,7 +60,9 @@ class Ran:
 def train(tiny_folder: Path, tmp_path: Path, data: Data) -> Callable[..., Ran]:
     """`train(method, scheme, folder="run")` carries out one training on the CPU."""
 
-    def carry_out(method, scheme, folder: str = "run", listen: Callable[[protocol.Message], None] | None = None, **more):
+    def carry_out(
+        method, scheme, folder: str = "run", listen: Callable[[protocol.Message], None] | None = None, **more
+    ):
         recipe = Recipe(method=method, scheme=scheme, machine=MachineSection(device="cpu"), **more)
         info = read_model_info(tiny_folder)
         messages: list[protocol.Message] = []

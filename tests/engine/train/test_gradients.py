@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
-from quantstudio.engine.train.grid import RoundedLinear, fake_quantize, round_to_bf16, start_scales
+from quantstudio.engine.methods.grid import stored_scales
+from quantstudio.engine.train.grid import RoundedLinear, fake_quantize, start_scales
 from quantstudio.engine.train.loss import IGNORED, Objective, TokenLoss
 
 
@@ -21,7 +22,7 @@ def _by_torch(x, weight, spec, start, gain, lora_a=None, lora_b=None, scale=1.0)
         seen = whole + (fake_quantize(whole.detach(), spec).float() - whole).detach()
     else:
         s = (start * gain.exp()).unsqueeze(-1)
-        s = s + (round_to_bf16(s) - s).detach()
+        s = s + (stored_scales(s) - s).detach()
         ratio = grouped / s
         free = ratio + (ratio.round() - ratio).detach()
         seen = (free.clamp(*spec.code_range) * s).reshape(weight.shape)
@@ -44,10 +45,26 @@ def test_a_linear_layer_has_the_gradients_that_torch_finds(learned, lora):
 
     mine, theirs = leaves(), leaves()
     out = RoundedLinear.apply(
-        mine["x"], mine.get("weight", weight), None, spec, start, mine.get("gain"), None, mine.get("a"), mine.get("b"), 2.0
+        mine["x"],
+        mine.get("weight", weight),
+        None,
+        spec,
+        start,
+        mine.get("gain"),
+        None,
+        mine.get("a"),
+        mine.get("b"),
+        2.0,
     )
     expected = _by_torch(
-        theirs["x"], theirs.get("weight", weight), spec, start, theirs.get("gain"), theirs.get("a"), theirs.get("b"), 2.0
+        theirs["x"],
+        theirs.get("weight", weight),
+        spec,
+        start,
+        theirs.get("gain"),
+        theirs.get("a"),
+        theirs.get("b"),
+        2.0,
     )
     slope = _random(10, 6, seed=9)
     out.backward(slope.bfloat16())

@@ -33,7 +33,9 @@ def _files(chosen):
 
 def _same(first, second):
     return all(
-        torch.equal(first[file][name], second[file][name]) for file in first | second for name in first[file] | second[file]
+        torch.equal(first[file][name], second[file][name])
+        for file in first | second
+        for name in first[file] | second[file]
     )
 
 

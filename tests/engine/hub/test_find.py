@@ -109,7 +109,8 @@ def test_details_say_what_the_folder_will_say(hub, make_llama, api, tmp_path):
     assert details.card.strip() == "# A small Llama"
     assert details.licence_text == "Apache License\n"
     assert not details.problem
-    assert {scheme.kind for scheme in details.schemes} == {"w4a16", "w4a8", "w8a16", "w8a8"}
+    kinds = {"w4a16", "w4a8", "w8a16", "w8a8", "w3a16", "w3a8", "w2a16", "w2a8"}
+    assert {scheme.kind for scheme in details.schemes} == kinds
     assert sum(part.nbytes for part in details.parts) == info.nbytes
     down = next(kind for kind in details.layer_kinds if kind.name == "down_proj")
     assert (down.count, down.rows, down.columns) == (2, 64, 128)

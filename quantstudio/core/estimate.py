@@ -13,6 +13,7 @@ from pathlib import Path
 
 from quantstudio.core.errors import DiskProblem, ModelUnsupported, OutOfMemory, QuantStudioError, RecipeError
 from quantstudio.core.estimate_method import data_faults, method_disk, method_memory, method_seconds
+from quantstudio.core.estimate_precision import target_faults, with_target
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
@@ -103,7 +104,7 @@ def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path)
     mixture-of-experts models the experts of one layer, twice, which are fused as transformers wants them. Memory of
     measuring quality: original and result in one process, and the scores of a window for both.
     """
-    plan = make_plan(info, recipe)
+    plan = with_target(info, recipe, make_plan(info, recipe))
     output = plan.sizes.total
     quantize_memory = BASE_MEMORY + BLOCK_MEMORY + 2 * _largest_experts(info) + method_memory(info, recipe)
     measure_memory = _measure_memory(info, output) if recipe.measure.enabled else 0
@@ -125,6 +126,7 @@ def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path)
         *_memory_problems(costs, machine),
         *_disk_problems(costs, machine, runs_home),
         *(_error(field, text, hint, RecipeError) for field, text, hint in data_faults(recipe)),
+        *_target_problems(info, recipe, plan),
         *_measure_problems(info, recipe),
         *_device_problems(recipe, machine),
     ]
@@ -218,6 +220,14 @@ def _disk_problems(costs: Estimate, machine: Machine, runs_home: Path) -> Iterat
             f"{human_bytes(machine.free_disk)} are free."
         )
         yield _error("output.name", text, "Free some space, or choose a folder for runs on another disk.", DiskProblem)
+
+
+def _target_problems(info: ModelInfo, recipe: Recipe, plan: QuantizationPlan) -> Iterator[Problem]:
+    for field, text, out_of_reach in target_faults(info, recipe, plan):
+        if out_of_reach:
+            yield _error(field, text, "Or let head and embedding become int8.", RecipeError)
+        else:
+            yield Problem(field, text, Level.WARNING)
 
 
 def _measure_problems(info: ModelInfo, recipe: Recipe) -> Iterator[Problem]:

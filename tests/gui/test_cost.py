@@ -99,3 +99,21 @@ def test_large_groups_with_few_bits_get_a_hint(ask):
     assert ask(scheme__kind="w3a16").problems["scheme.group_size"][1] == "info"
     assert not ask(scheme__kind="w3a16", scheme__group_size=32).problems
     assert not ask(scheme__kind="w8a16").problems
+
+
+def test_a_target_changes_the_size_that_is_shown(ask):
+    sizes = [ask(precision__kind="average_bits", precision__average_bits=bits).estimate.output_bytes for bits in (3, 4)]
+    uniform = ask().estimate.output_bytes
+    assert sizes[0] < sizes[1] == uniform, "4 bits on average are 4 bits in every layer"
+    asked = ask(precision__kind="file_size", precision__file_size_mb=0.9)
+    assert asked.startable
+    assert asked.estimate.output_bytes == pytest.approx(900_000, abs=2)
+
+
+def test_a_size_out_of_reach_is_said_before_the_start(ask):
+    small = ask(precision__kind="file_size", precision__file_size_mb=0.1)
+    assert not small.startable
+    assert "2 bits in every layer" in small.problems["precision.file_size_mb"][0]
+    large = ask(precision__kind="file_size", precision__file_size_mb=1000.0)
+    assert large.startable
+    assert large.problems["precision.file_size_mb"][1] == "warning"

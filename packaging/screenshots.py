@@ -7,7 +7,8 @@ Works without a screen (QT_QPA_PLATFORM=offscreen) and under Xvfb; QT_SCALE_FACT
 screen. `--runs` is a folder with finished runs, which the Run, Compare and Chat pages then show; it is copied first.
 `--hub` is the address of a Hub (`python tests/fakehub.py FOLDER` serves one); then `find`, `hub-about`, `hub-fit`,
 `hub-layers`, `hub-files`, `downloads` and `library` may be asked for too. With `--say` the model of the first finished
-run is really asked, and the picture taken when it has answered.
+run is really asked, and the picture taken when it has answered. `method`, `data`, `bits` (really measured), `training`
+and `contest` (of the first runs that trained, or took part in one) are the rest that may be asked for.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from PySide6.QtWidgets import QApplication
+    from PySide6.QtWidgets import QApplication, QWidget
 
     from quantstudio.core.hub import ModelSummary
     from quantstudio.gui.main_window import MainWindow
     from quantstudio.gui.pages.chat_page import ChatPage
     from quantstudio.gui.pages.models_page import ModelsPage
+    from quantstudio.gui.pages.quantize_page import QuantizePage
+    from quantstudio.gui.pages.run_page import RunPage
 
-SETTLE_S, CHARTS_S, ANSWER_S, HUB_S = 1.5, 4.0, 180.0, 30.0
+SETTLE_S, CHARTS_S, ANSWER_S, HUB_S, MEASURE_S = 1.5, 4.0, 180.0, 30.0, 600.0
 HUB_PAGES = ("find", "hub-about", "hub-fit", "hub-layers", "hub-files", "downloads", "library")
+QUALITY_PAGES = ("method", "data", "bits", "training", "contest")
 
 
 def main() -> int:
@@ -78,12 +82,18 @@ def _take_all(options: argparse.Namespace, theme: str) -> None:
     window.show()
     window.context.library.refresh(settings)
     for name in options.only.split(","):
+        shown: QWidget | None = window
         if name in HUB_PAGES:
             _prepare_hub(app, window, name)
+        elif name in QUALITY_PAGES:
+            shown = _prepare_quality(app, window, name)
         else:
             window.show_page(PageId(name))
             _prepare(app, window, PageId(name), options.say)
-        window.grab().save(str(options.out / f"{name}-{theme}.png"))
+        if shown is None:
+            sys.stderr.write(f"{name}: the runs have nothing to show\n")
+            continue
+        shown.grab().save(str(options.out / f"{name}-{theme}.png"))
     window.close()
     window.deleteLater()
     QTimer.singleShot(100, app.quit)
@@ -134,6 +144,43 @@ def _prepare_hub(app: QApplication, window: MainWindow, name: str) -> None:
     else:
         find._pages.setCurrentIndex(0)
     _wait(app, SETTLE_S)
+
+
+def _prepare_quality(app: QApplication, window: MainWindow, name: str) -> QWidget | None:
+    """What calibration, training and choosing bits look like; the dialog or window to photograph, None without one."""
+    from quantstudio.core.contest_file import has_contest
+    from quantstudio.core.run_store import METRICS, list_runs
+    from quantstudio.gui.pages.catalogue import PageId
+
+    runs = list_runs(window.context.settings.runs_path)
+    if name in ("training", "contest"):
+        trained = [run for run in runs if b"eval/perplexity" in _bytes(run.path / METRICS)]
+        chosen = trained if name == "training" else [run for run in runs if has_contest(run.path)]
+        if not chosen:
+            return None
+        window.context.open_run(chosen[0].id)
+        page = cast("RunPage", window.stack.currentWidget())
+        _wait(app, SETTLE_S)
+        return page.open_contest() if name == "contest" else window
+    window.show_page(PageId.QUANTIZE)
+    form = cast("QuantizePage", window.stack.currentWidget())
+    form.form.set_values({"method.kind": "qat"})
+    _wait(app, SETTLE_S)
+    tools = form.tools
+    if name == "data":
+        tools.open_preview()
+        _wait(app, ANSWER_S, until=lambda: tools.last_preview is None or tools.last_preview.preview is not None)
+    elif name == "bits":
+        tools.open_bits()
+        if tools.last_bits is not None:
+            tools.last_bits.measure(busy=False)
+        _wait(app, MEASURE_S, until=lambda: tools.last_bits is None or tools.last_bits.sensitivity is not None)
+    _wait(app, SETTLE_S)
+    return {"data": tools.last_preview, "bits": tools.last_bits}.get(name, window)
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _size(row: ModelSummary) -> int:

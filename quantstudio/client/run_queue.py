@@ -22,7 +22,7 @@ from quantstudio.core.protocol import Message
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import load_recipe
 from quantstudio.core.run_lock import RunLock
-from quantstudio.core.run_state import RunState, Status
+from quantstudio.core.run_state import RunState, Status, replay
 
 
 @dataclass(slots=True)
@@ -98,10 +98,14 @@ class RunQueue(QObject):
 
         Raises RecipeError when its recipe cannot be read.
         """
-        return self._line_up(folder, load_recipe(folder / run_store.RECIPE))
+        recipe = load_recipe(folder / run_store.RECIPE)
+        ends = protocol.TERMINAL
+        so_far = replay([message for message in run_store.read_messages(folder) if not isinstance(message, ends)])
+        so_far.status = Status.WAITING
+        return self._line_up(folder, recipe, so_far)
 
-    def _line_up(self, folder: Path, recipe: Recipe) -> str:
-        self._entries[folder.name] = entry = _Entry(folder, recipe)
+    def _line_up(self, folder: Path, recipe: Recipe, state: RunState | None = None) -> str:
+        self._entries[folder.name] = entry = _Entry(folder, recipe, state or RunState())
         # Held while it waits, so that history can tell a run that waits from one whose window is gone.
         with suppress(RunBusy):
             entry.hold.enter_context(RunLock(folder))
@@ -145,7 +149,7 @@ class RunQueue(QObject):
 
     def _start(self, run_id: str, entry: _Entry) -> None:
         worker = WorkerProcess(self, command=self._command, patience=self._patience)
-        entry.worker, entry.state = worker, worker.state
+        entry.worker, worker.state = worker, entry.state  # curves of a run that is resumed go on
         # Bound methods, not functions that hold the worker: a connection that keeps its own sender alive would have it
         # destroyed twice. Only one run has a worker, so there is no doubt whose signal it is.
         worker.received.connect(self._pass_on)

@@ -7,7 +7,7 @@ import pytest
 
 from quantstudio.client.run_queue import RunQueue
 from quantstudio.client.worker_process import Patience
-from quantstudio.core import run_store
+from quantstudio.core import protocol, run_store
 from quantstudio.core.errors import DiskProblem, RunBusy
 from quantstudio.core.recipe import OutputSection, Recipe
 from quantstudio.core.run_lock import RunLock
@@ -197,3 +197,18 @@ def test_unknown_ids_are_harmless(queue):
     runs.cancel("nothing")
     runs.kill("nothing")
     assert runs.state("nothing") is runs.folder("nothing") is runs.recipe("nothing") is None
+
+
+def test_a_resumed_run_goes_on_with_the_curves_it_had(queue, tmp_path, qtbot):
+    folder = run_store.create_run(tmp_path, named("Trained"))
+    loss = [protocol.Metric(t=2.0, name="train/loss", value=1.0 / step, step=step) for step in (1, 2, 3)]
+    messages = [protocol.Hello(t=1.0, protocol=1, version="0", pid=1), *loss, protocol.CancelledMessage(t=3.0)]
+    (folder / run_store.EVENTS).write_bytes(b"".join(map(protocol.encode, messages)))
+    made = queue("slow", "60")
+    run_id = made.resume(folder)
+    state = made.state(run_id)
+    qtbot.waitUntil(lambda: state.status is Status.RUNNING, timeout=5000)
+    assert made.state(run_id) is state
+    assert state.metrics["train/loss"].x == [1, 2, 3]
+    made.cancel(run_id)
+    qtbot.waitUntil(lambda: state.status is Status.CANCELLED, timeout=5000)

@@ -70,8 +70,9 @@ def test_a_stopped_run_with_finished_work_can_be_resumed(page, qtbot):
     qtbot.mouseClick(resume, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: shown.detail.state.status is Status.RUNNING, timeout=5000)
     assert shown.run_id == run_id
-    assert not shown.detail.stopped_card.isVisibleTo(shown)
+    qtbot.waitUntil(lambda: not shown.detail.stopped_card.isVisibleTo(shown), timeout=2000)
     assert len(queue.runs) == 1
+    assert queue.state(run_id).error is None
     shown.detail.cancel.click()
     qtbot.waitUntil(lambda: shown.detail.state.status is Status.CANCELLED, timeout=5000)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PySide6.QtCore import QModelIndex, Qt, QTimer, QUrl
 from PySide6.QtGui import QDesktopServices, QHideEvent, QKeySequence, QShortcut, QShowEvent
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QMessageBox, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QDialog, QFrame, QHBoxLayout, QMessageBox, QStackedWidget, QVBoxLayout, QWidget
 
 from quantstudio.core.contest_file import read_contest
 from quantstudio.core.errors import QuantStudioError
@@ -132,16 +132,17 @@ class RunPage(QWidget):
         """Show the run's files in the system's file manager."""
         QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.folder())))
 
-    def open_contest(self) -> None:
-        """Show the search in which the chosen run took part."""
+    def open_contest(self) -> QDialog | None:
+        """Show the search in which the chosen run took part; the dialog, None when it cannot be read."""
         try:
             dialog, view = contest_window(read_contest(self.folder()), self)
         except QuantStudioError as error:
             self.banner.say(str(error), "warning")
-            return
+            return None
         view.run_asked.connect(self.show_run)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.show()
+        return dialog
 
     def run_again(self) -> None:
         """Put the chosen run's recipe into the form."""

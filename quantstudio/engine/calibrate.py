@@ -16,11 +16,12 @@ from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import LayerPlan, QuantizationPlan
 from quantstudio.core.recipe import Recipe
-from quantstudio.core.recipe_method import FineTune, Gptq
+from quantstudio.core.recipe_method import Awq, FineTune, Gptq, SmoothQuant
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.architecture import inspect_architecture
 from quantstudio.engine.calibration.blocks import BlockModel, Read
 from quantstudio.engine.calibration.gptq_block import Moments, gptq_block, quantize_drifted
+from quantstudio.engine.calibration.scaled_block import scaled_block
 from quantstudio.engine.calibration.streams import Batches, advance, in_batches, rounded_activations
 from quantstudio.engine.chosen import Chosen
 from quantstudio.engine.kernels.activations import fake_quantize_per_token
@@ -100,11 +101,11 @@ class _Run:
         self._specs = {name: layer.spec for name, layer in layers.items() if layer.spec}
         self._embedding = _named(layers, Part.EMBEDDING)
         head = _named(layers, Part.HEAD)
-        self._head = head if head and self._specs[head].bits < 8 else ""
+        self._gptq = _gptq_options(recipe)
+        self._head = head if head and self._gptq and self._specs[head].bits < 8 else ""
         self._method, self._chosen, self._reporter = recipe.method, chosen, reporter
         inner = [name for name, layer in layers.items() if layer.slot.part is Part.LAYER]
         self._current = BlockModel(info, architecture, inner, read, device)
-        self._gptq = _gptq_options(recipe)
         self._reference = BlockModel(info, architecture, inner, read, device) if self._gptq else None
 
     def carry_out(self, ids: torch.Tensor) -> None:
@@ -165,7 +166,9 @@ class _Run:
         if self._reference and self._gptq:
             weights = gptq_block(self._reference, self._current, number, originals, batches, specs, self._gptq, check)
             return weights, {}
-        raise NotImplementedError
+        if not isinstance(self._method, Awq | SmoothQuant):
+            raise TypeError(f"{self._method.kind} is not calibrated")
+        return scaled_block(self._current, number, batches, specs, self._method, check)
 
     def _put(self, part: str, weights: dict[str, QuantizedWeight], tensors: dict[str, torch.Tensor]) -> None:
         by_slot = {self._layers[name].slot.module: weight for name, weight in weights.items()}

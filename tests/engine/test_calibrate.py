@@ -11,13 +11,16 @@ from quantstudio.core.model_info import read_model_info
 from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, MachineSection, Recipe
-from quantstudio.core.recipe_method import Gptq
-from quantstudio.core.schemes import W3A16, W4A8, W4A16
+from quantstudio.core.recipe_method import Awq, Gptq, SmoothQuant
+from quantstudio.core.schemes import W3A16, W4A8, W4A16, W8A8
 from quantstudio.engine.architecture import inspect_architecture
 from quantstudio.engine.calibrate import choose
 from quantstudio.engine.calibration.blocks import BlockModel
+from quantstudio.engine.calibration.folding import find_folds
 from quantstudio.engine.chosen import Chosen
+from quantstudio.engine.load import load_model
 from quantstudio.engine.methods.rtn import quantize_rtn
+from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import Reporter, silent
 from quantstudio.engine.safetensors_io import CheckpointReader
 
@@ -101,6 +104,57 @@ def test_gptq_is_closer_to_the_original(family_folder, tmp_path):
 def test_gptq_on_other_grids(tiny_model, tmp_path, scheme):
     tiny_model("llama", torch.bfloat16).save_pretrained(tmp_path / "model")
     check_gptq(tmp_path / "model", tmp_path / "work", scheme)
+
+
+FOLDS = {
+    "llama": {"input_layernorm", "v_proj", "post_attention_layernorm", "up_proj"},
+    "gemma3": {"input_layernorm", "v_proj", "pre_feedforward_layernorm", "up_proj"},
+    "phi3": {"input_layernorm", "post_attention_layernorm"},  # its values and "up" are parts of fused layers
+    "gpt_neox": {"input_layernorm", "post_attention_layernorm"},
+    "olmo": {"v_proj", "up_proj"},  # its norms have no weights
+}
+
+
+def test_scales_are_folded_where_the_model_stays_the_same(family, family_folder):
+    info = read_model_info(family_folder)
+    architecture = inspect_architecture(info)
+    inner = [architecture.modules[slot.module] for slot in info.slots if slot.part is Part.LAYER]
+    with CheckpointReader(family_folder) as reader, torch.inference_mode():
+        model = BlockModel(info, architecture, inner, reader.read, torch.device("cpu"))
+        model.load_shell()
+        hidden = model.first_inputs(text())
+        model.load(model.names[0])
+        before = model.run(0, hidden)
+        size = getattr(model.model.config, "head_dim", None) or 16
+        folds = find_folds(model, 0, hidden, size)
+        assert torch.equal(model.run(0, hidden), before)  # trying leaves no trace
+    assert {fold.source.rpartition(".")[2] for fold in folds} == FOLDS.get(family, FOLDS["llama"])
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme"), [(Awq(), W3A16(group_size=32)), (SmoothQuant(), W8A8())], ids=["awq", "smoothquant"]
+)
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_scaling_helps_where_channels_stand_out(family, method, scheme, tiny_model, tmp_path):
+    model = tiny_model(family, torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layernorm" in name and ("input" in name or "pre_feedforward" in name or "post_attention" in name):
+                parameter[::16] += 12
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    recipe = Recipe(scheme=scheme, method=method, machine=CPU)
+    info, ids = read_model_info(folder), text(sequences=24)
+    plan = make_plan(info, recipe)
+    chosen = choose(info, plan, recipe, tmp_path / "work", ids, silent())
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    for target, choices in ((out, chosen), (plain, None)):
+        target.mkdir()
+        quantize_model(info, plan, recipe, target, silent(), choices)
+    losses = [
+        divergence(folder, load_model(target, "cpu", silent(), "reference").model, ids) for target in (out, plain)
+    ]
+    assert losses[0] < 0.9 * losses[1]
 
 
 def bytes_of(folder):

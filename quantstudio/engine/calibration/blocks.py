@@ -158,6 +158,10 @@ class BlockModel:
                 for name, tensor in self._fusions[key].fuse(self._read).items():
                     self.put(name, tensor)
 
+    def is_stored(self, key: str) -> bool:
+        """Whether the source holds this tensor as it is, so that another value of it can be written."""
+        return key in self._sources
+
     def put(self, key: str, tensor: torch.Tensor) -> None:
         """Give a parameter or buffer a value. Names that the model does not have are passed over."""
         module_name, _, leaf = key.rpartition(".")

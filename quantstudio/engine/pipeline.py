@@ -155,7 +155,9 @@ def _allotted(info: ModelInfo, recipe: Recipe, run_folder: Path, reporter: Repor
     """Bits for every layer in place of a target, and the plan that follows from them."""
     from quantstudio.engine.sensitivity.work import with_bits_per_layer
 
-    recipe = with_bits_per_layer(info, recipe, run_folder / SENSITIVITY_FILE, reporter)
+    # Methods that learn from the text find it there; for others it would look like work to go on with.
+    cache = run_folder / run_store.WORK / DATA if recipe.method.kind in NEEDS_DATA else None
+    recipe = with_bits_per_layer(info, recipe, run_folder / SENSITIVITY_FILE, reporter, cache)
     return recipe, make_plan(info, recipe)
 
 

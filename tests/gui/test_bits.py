@@ -224,3 +224,14 @@ def test_nothing_is_measured_beside_a_run(open_dialog, qtbot):
     assert not dialog._call.busy
     queue.cancel(queue.active)
     qtbot.waitUntil(lambda: queue.active is None, timeout=5000)
+
+
+def test_the_dialog_grows_so_that_nothing_it_says_is_cut_off(open_dialog, qtbot):
+    _, dialog = open_dialog("3 wait")
+    dialog.resize(dialog.minimumSizeHint().width(), 120)
+    dialog.measure_button.click()
+    qtbot.waitUntil(lambda: "12 of 42 layers" in dialog.waiting.text(), timeout=5000)
+    for text in (dialog.why, dialog.waiting):
+        assert text.height() >= text.heightForWidth(text.width())
+    dialog.stop.click()
+    qtbot.waitUntil(lambda: not dialog._call.busy, timeout=5000)

@@ -21,6 +21,7 @@ from quantstudio.gui.widgets.basics import GAP, SPACE, Banner, button, column, l
 from quantstudio.gui.widgets.bits_map import ROW, BitsMap
 from quantstudio.gui.widgets.bits_model import BitsModel
 from quantstudio.gui.widgets.bits_target import TargetBar
+from quantstudio.gui.widgets.grow import grow_to_fit
 from quantstudio.gui.widgets.run_words import detail_words
 
 SIZE, SMALL, AROUND = (780, 680), (620, 170), 310
@@ -84,6 +85,7 @@ class BitsDialog(QDialog):
         """Start measuring, unless a run is at work."""
         if busy:
             self.problem.say(tr(_BUSY), "warning")
+            grow_to_fit(self)
             return
         self.problem.say("")
         self._call.ask(SensitivityJob(model=self.recipe.model.id, recipe=self.recipe), Sensitivity.model_validate)
@@ -159,6 +161,7 @@ class BitsDialog(QDialog):
             left = f"{rough_seconds(progress.eta_s)} {tr('left')}" if progress and progress.eta_s is not None else ""
             phase = state.phases[-1].title if state.phases else tr("Starting")
             self.waiting.setText(" · ".join(part for part in (phase, detail_words(state), left) if part))
+            grow_to_fit(self)
 
     def _on_measured(self, sensitivity: Sensitivity) -> None:
         self.measured.emit(sensitivity)
@@ -166,6 +169,7 @@ class BitsDialog(QDialog):
 
     def _on_failed(self, error: Error) -> None:
         self.problem.say(" ".join(part for part in (error.what, error.why, error.hint) if part), "error")
+        grow_to_fit(self)
 
     def _on_target(self) -> None:
         if self.sensitivity is not None and self.model is not None:

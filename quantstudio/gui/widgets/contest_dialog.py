@@ -20,6 +20,7 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import SPACE, Banner, ElidedLabel, button, label, row
 from quantstudio.gui.widgets.contest_view import SIZE, ContestView
+from quantstudio.gui.widgets.grow import grow_to_fit
 from quantstudio.gui.widgets.run_steps import StepBar, StepList, steps_of
 from quantstudio.gui.widgets.run_words import detail_words, progress_words
 
@@ -82,6 +83,7 @@ class ContestDialog(QDialog):
         """Start, with a run for each way in `folder`."""
         if busy:
             self.problem.say(tr(_BUSY), "warning")
+            grow_to_fit(self)
             return
         if self.recipe is None:
             return
@@ -146,6 +148,7 @@ class ContestDialog(QDialog):
             self.at.setText(detail_words(state))
             self.bar.show_state(state)
             self.steps.show_steps(steps_of(state, now))
+            grow_to_fit(self)
 
     def _on_answer(self, contest: Contest) -> None:
         self.view.show_contest(contest)
@@ -154,6 +157,7 @@ class ContestDialog(QDialog):
 
     def _on_failed(self, error: Error) -> None:
         self.problem.say(" ".join(part for part in (error.what, error.why, error.hint) if part), "error")
+        grow_to_fit(self)
 
     def _start_over(self) -> None:
         self.view.contest = None

@@ -15,6 +15,7 @@ from quantstudio.core.protocol import Error
 from quantstudio.core.result import DataSummary
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import GAP, SPACE, Banner, ElidedLabel, button, label, row
+from quantstudio.gui.widgets.grow import grow_to_fit
 from quantstudio.gui.widgets.preview_text import SequenceView, counts_wholly
 from quantstudio.gui.widgets.run_words import detail_words
 
@@ -102,6 +103,7 @@ class PreviewDialog(QDialog):
     def _fail(self, error: Error) -> None:
         words = " ".join(part for part in (error.what, error.why, error.hint) if part)
         self.banners.addWidget(Banner(words, "error"))
+        grow_to_fit(self)
 
     def _show(self, preview: DataPreview) -> None:
         self.preview = preview

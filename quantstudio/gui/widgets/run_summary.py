@@ -80,7 +80,7 @@ class ResultCard(Card):
             tooltip=tr("Load this run's recipe into the form, to change or repeat it."),
         )
         self.contest = button(
-            tr("The search…"),
+            tr("Other ways…"),
             self.contest_asked.emit,
             icon="search",
             tooltip=tr("This run was one of several ways to the same size: show how they compare."),

@@ -14,8 +14,9 @@ S the bytes of the result, L the number of blocks, H the width, V the vocabulary
 - *QAT with LoRA*: the base once in bf16 (2P, teacher and student share it), 16 bytes for each weight of the adapters
   of rank r, which are r × (rows + columns) for each matrix, and W + BA, fake-quantized, for one matrix (checkpointing)
   or all of them.
-- Times: products of matrices take 2P operations a token forward and 4P backward, the teacher 2P; a third more for fake
-  quantization. A token of an answer reads every weight once, so it takes S / bandwidth, and `BLOCK_SECONDS` for the
+  The middle of both, and their times, are what `core.estimate` says of the same recipe with the quick preset; the
+  lower end is with checkpointing and the smallest micro-batch, the upper one without.
+- Speed of a chat: a token of an answer reads every weight once, so it takes S / bandwidth, and `BLOCK_SECONDS` for the
   calls of each block.
 """
 
@@ -28,20 +29,21 @@ from pathlib import Path
 
 from quantstudio.core.estimate import (
     BASE_MEMORY,
-    COMPANION_BYTES,
+    BLOCK_MEMORY,
     DECODE_BYTES_PER_S,
-    FLOPS_PER_CORE,
     HEADROOM,
     MEMORY_CORES,
     SCORING_MEMORY,
     SPREAD,
     estimate,
 )
+from quantstudio.core.estimate_method import method_memory
 from quantstudio.core.machine import Machine
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, MeasureSection, ModelSection, OnMisfit, Recipe
+from quantstudio.core.recipe_method import Qat
 from quantstudio.core.schemes import SCHEMES, W2A16, W3A16, W4A16, W8A16, AnyScheme
 
 WORKER_MEMORY = 80_000_000
@@ -52,15 +54,11 @@ LOADING_SHARE = 0.1
 BYTES_PER_TRAINED = 16
 ACTIVATION_BYTES = 34 * 2
 LOGIT_BYTES = 12
-STEP_TOKENS = 8192
-"""Tokens of one update; `MICRO_TOKENS` of them are in work at once: least, usual, most."""
-MICRO_TOKENS = (512, 1024, 4096)
-QUICK_STEPS = 50
+MICRO_TOKENS = (512, 4096)
+"""Tokens in work at once while training: the least and the most."""
 LORA_RANK = 16
-FAKE_QUANT_TIME = 1.34
 BLOCK_SECONDS = 3e-4
 """Of Python and small operations for one token in one block: 3–4 ms a token in the starter model's six blocks."""
-GPU_FLOPS = 5e13
 GPU_BYTES_PER_S = 5e11
 SMALLER = (W8A16, W4A16, W3A16, W2A16)
 """Schemes from large to small, to look for one that fits."""
@@ -150,7 +148,7 @@ def needs(
     measure = costs.seconds - quantize.seconds
     found.append(_fixed(Task.MEASURE, costs.measure_memory_bytes, disk_used, Range(*_range(measure)), machine))
     found.append(_chat(info, costs.output_bytes, machine, context, recipe=recipe))
-    return [*found, _lora(info, recipe, machine, disk_used), _full(info, recipe, machine, disk_used)]
+    return [*found, *(_training(info, recipe, machine, task, runs_home) for task in (Task.LORA, Task.QAT))]
 
 
 def chat_memory(info: ModelInfo, weight_bytes: int, context: int) -> Range:
@@ -181,9 +179,8 @@ def cache_bytes_per_token(info: ModelInfo) -> int:
 def qat_memory(info: ModelInfo, recipe: Recipe) -> Range:
     """Peak memory of training every weight, in bytes; see the module for the derivation."""
     fixed = BASE_MEMORY + (2 + BYTES_PER_TRAINED) * info.parameters
-    kept = 4 * _quantized_weights(info, recipe)
-    least, usual, most = (_in_work(info, tokens) for tokens in MICRO_TOKENS)
-    return Range(fixed + least[0], fixed + kept + usual[0] + usual[1] / 4, fixed + kept + most[0] + most[1])
+    kept = 4 * sum(layer.slot.rows * layer.slot.columns for layer in make_plan(info, recipe).quantized)
+    return _span(info, recipe, Qat(), fixed, kept)
 
 
 def lora_memory(info: ModelInfo, recipe: Recipe) -> Range:
@@ -193,8 +190,7 @@ def lora_memory(info: ModelInfo, recipe: Recipe) -> Range:
     largest = 8 * max((slot.rows * slot.columns for slot in matrices), default=0)
     fixed = BASE_MEMORY + 2 * info.parameters + adapters + largest
     kept = 4 * sum(slot.rows * slot.columns for slot in matrices)
-    least, usual, most = (_in_work(info, tokens) for tokens in MICRO_TOKENS)
-    return Range(fixed + least[0], fixed + kept / 2 + usual[0] + usual[1] / 4, fixed + kept + most[0] + most[1])
+    return _span(info, recipe, Qat(train="lora"), fixed, kept)
 
 
 def scheme_sizes(info: ModelInfo) -> Iterator[tuple[str, str, int, int]]:
@@ -289,31 +285,25 @@ def _chat_instead(info: ModelInfo, weight_bytes: int, room: int, context: int, r
     return Instead(parameters=_largest(info.parameters, weight_bytes + context * per_token, room))
 
 
-def _lora(info: ModelInfo, recipe: Recipe, machine: Machine, disk: int) -> Need:
-    found = _need(Task.LORA, lora_memory(info, recipe), disk, _training_seconds(info, machine, backward=2), machine)
-    if found.verdict is not Verdict.NO or found.disk_short:
-        return found
-    return replace(
-        found, instead=Instead(parameters=_largest_trained(info, lora_memory(info, recipe).low, found, machine))
-    )
-
-
-def _full(info: ModelInfo, recipe: Recipe, machine: Machine, disk: int) -> Need:
-    checkpoint = disk + COMPANION_BYTES
-    found = _need(Task.QAT, qat_memory(info, recipe), checkpoint, _training_seconds(info, machine, backward=4), machine)
+def _training(info: ModelInfo, recipe: Recipe, machine: Machine, task: Task, home: Path) -> Need:
+    method = Qat(train="lora") if task is Task.LORA else Qat()
+    trained = recipe.model_copy(update={"method": method, "measure": _unmeasured(recipe)})
+    costs = estimate(info, trained, machine, home)
+    memory = lora_memory(info, recipe) if task is Task.LORA else qat_memory(info, recipe)
+    found = _need(task, memory, costs.disk_bytes, Range(*_range(costs.seconds)), machine)
     if found.verdict is not Verdict.NO or found.disk_short:
         return found
     room = usable(machine.gpu_memory if found.on_gpu else machine.memory)
-    if lora_memory(info, recipe).low <= room:
+    if task is Task.QAT and lora_memory(info, recipe).low <= room:
         return replace(found, instead=Instead(task=Task.LORA))
-    return replace(
-        found, instead=Instead(parameters=_largest_trained(info, qat_memory(info, recipe).low, found, machine))
-    )
+    return replace(found, instead=Instead(parameters=_largest(info.parameters, memory.low - BASE_MEMORY, room)))
 
 
-def _largest_trained(info: ModelInfo, memory: float, need: Need, machine: Machine) -> int:
-    room = usable(machine.gpu_memory if need.on_gpu else machine.memory)
-    return _largest(info.parameters, memory - BASE_MEMORY, room)
+def _span(info: ModelInfo, recipe: Recipe, method: Qat, fixed: float, kept: float) -> Range:
+    """From little in work at once to much; the middle is the estimate that a run of it is checked against."""
+    middle = BASE_MEMORY + BLOCK_MEMORY + method_memory(info, recipe.model_copy(update={"method": method}))
+    (logits, _), (most_logits, most_activations) = (_in_work(info, tokens) for tokens in MICRO_TOKENS)
+    return Range(min(middle, fixed + logits), middle, max(middle, fixed + kept + most_logits + most_activations))
 
 
 def _largest(parameters: int, bytes_beside_libraries: float, room: int) -> int:
@@ -325,14 +315,3 @@ def _in_work(info: ModelInfo, tokens: int) -> tuple[float, float]:
     """(logits with one block's activations, all blocks' activations) of so many tokens, in bytes."""
     block = ACTIVATION_BYTES * info.hidden_size * tokens
     return LOGIT_BYTES * tokens * info.vocab_size + block, block * info.layers
-
-
-def _quantized_weights(info: ModelInfo, recipe: Recipe) -> int:
-    return sum(layer.slot.rows * layer.slot.columns for layer in make_plan(info, recipe).quantized)
-
-
-def _training_seconds(info: ModelInfo, machine: Machine, *, backward: int) -> Range:
-    """`backward`: operations a weight and token of the backward pass; 4 with gradients of weights, 2 without."""
-    operations = (2 * FAKE_QUANT_TIME + backward * FAKE_QUANT_TIME + 2) * info.parameters * STEP_TOKENS * QUICK_STEPS
-    rate = GPU_FLOPS if machine.gpu_memory else FLOPS_PER_CORE * machine.cores
-    return Range(*_range(operations / rate))

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from quantstudio.core.errors import DiskProblem, ModelUnsupported, OutOfMemory, QuantStudioError, RecipeError
+from quantstudio.core.estimate_learning import NO_CORRECTION, Correction
 from quantstudio.core.estimate_method import data_faults, method_disk, method_memory, method_seconds
 from quantstudio.core.estimate_precision import target_faults, with_target
 from quantstudio.core.humanize import human_bytes
@@ -29,6 +30,10 @@ BLOCK_MEMORY = 150_000_000
 SCORING_MEMORY = 600_000_000
 """What the scores of two models take while they are compared: windows are scored in batches, and long ones in pieces,
 of about this size. Measured peak of both processes with the starter model: 1,463–1,573 MB; the sum here: 1,522 MB."""
+LIBRARY_MEMORY = 395_000_000
+"""The libraries in a process that only quantizes: it peaked at 399–403 MB with models of 5–10M parameters."""
+BLOCK_COPIES = 4
+"""Of a matrix that is smaller than a block: as read, in fp32, its codes, and as packed."""
 COMPANION_BYTES = 64_000_000
 """Room for tokenizer, card, log and messages beside the weights; the largest tokenizers have 35 MB."""
 HEADROOM = 0.05
@@ -97,8 +102,12 @@ class Estimate:
                 raise problem.error
 
 
-def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path) -> Estimate:
+def estimate(
+    info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path, correction: Correction = NO_CORRECTION
+) -> Estimate:
     """Price a recipe for a model on a machine. Never raises; `problems` says what is wrong.
+
+    `correction` is what earlier runs on this machine have taught (`estimate_learning`).
 
     Memory of the quantize job does not grow with the model: the libraries and a few blocks of rows, and for
     mixture-of-experts models the experts of one layer, twice, which are fused as transformers wants them. Memory of
@@ -106,10 +115,12 @@ def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path)
     """
     plan = with_target(info, recipe, make_plan(info, recipe))
     output = plan.sizes.total
-    quantize_memory = BASE_MEMORY + BLOCK_MEMORY + 2 * _largest_experts(info) + method_memory(info, recipe)
+    quantize_memory = quantize_base(info) + 2 * _largest_experts(info) + method_memory(info, recipe)
     measure_memory = _measure_memory(info, output) if recipe.measure.enabled else 0
     disk = output + COMPANION_BYTES + method_disk(info, recipe)
     seconds = _seconds(info, recipe, machine, output) + method_seconds(info, recipe, machine)
+    quantize_memory = round(quantize_memory * correction.memory)
+    measure_memory, seconds = round(measure_memory * correction.memory), seconds * correction.seconds
     costs = Estimate(
         output_bytes=output,
         disk_bytes=disk,
@@ -133,14 +144,20 @@ def estimate(info: ModelInfo, recipe: Recipe, machine: Machine, runs_home: Path)
     return replace(costs, problems=tuple(problems))
 
 
-def check_machine(info: ModelInfo, recipe: Recipe, runs_home: Path) -> Estimate:
+def check_machine(info: ModelInfo, recipe: Recipe, runs_home: Path, correction: Correction = NO_CORRECTION) -> Estimate:
     """Look at this machine and raise what stands in the way of the recipe; the estimate when nothing does.
 
     Raises LayerMisfit, ModelUnsupported, DiskProblem, OutOfMemory, RecipeError.
     """
-    costs = estimate(info, recipe, read_machine(runs_home), runs_home)
+    costs = estimate(info, recipe, read_machine(runs_home), runs_home, correction)
     costs.require()
     return costs
+
+
+def quantize_base(info: ModelInfo) -> int:
+    """Bytes that reading, rounding and writing hold at once: libraries, and blocks of rows of the largest matrix."""
+    largest = max((tensor.nbytes for tensor in info.tensors), default=0)
+    return LIBRARY_MEMORY + min(BLOCK_MEMORY, BLOCK_COPIES * largest)
 
 
 def _largest_experts(info: ModelInfo) -> int:

@@ -29,13 +29,13 @@ from pathlib import Path
 
 from quantstudio.core.estimate import (
     BASE_MEMORY,
-    BLOCK_MEMORY,
     DECODE_BYTES_PER_S,
     HEADROOM,
     MEMORY_CORES,
     SCORING_MEMORY,
     SPREAD,
     estimate,
+    quantize_base,
 )
 from quantstudio.core.estimate_method import method_memory
 from quantstudio.core.machine import Machine
@@ -301,7 +301,7 @@ def _training(info: ModelInfo, recipe: Recipe, machine: Machine, task: Task, hom
 
 def _span(info: ModelInfo, recipe: Recipe, method: Qat, fixed: float, kept: float) -> Range:
     """From little in work at once to much; the middle is the estimate that a run of it is checked against."""
-    middle = BASE_MEMORY + BLOCK_MEMORY + method_memory(info, recipe.model_copy(update={"method": method}))
+    middle = quantize_base(info) + method_memory(info, recipe.model_copy(update={"method": method}))
     (logits, _), (most_logits, most_activations) = (_in_work(info, tokens) for tokens in MICRO_TOKENS)
     return Range(min(middle, fixed + logits), middle, max(middle, fixed + kept + most_logits + most_activations))
 

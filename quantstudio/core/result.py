@@ -135,6 +135,22 @@ class Environment(_Plain):
     versions: dict[str, str]
 
 
+class RunCosts(_Plain):
+    """What a run was estimated to cost before it started, and what it cost. Bytes and seconds, download not counted.
+
+    `formula` figures are before this machine's correction, which is refitted from them; `predicted` ones are what the
+    person was told.
+    """
+
+    formula_memory: int
+    formula_seconds: float
+    predicted_memory: int
+    predicted_seconds: float
+    measured_memory: int
+    """Peak of all processes of the run together, sampled four times a second."""
+    measured_seconds: float
+
+
 class RunResult(_Plain):
     """Everything a finished run knows."""
 
@@ -150,6 +166,8 @@ class RunResult(_Plain):
     quality: Quality | None = None
     data: DataSummary | None = None
     """None: the method needed no text."""
+    costs: RunCosts | None = None
+    """None: the run was resumed, so that its times are not those of a whole run."""
     verdict: tuple[str, ...] = ()
     """Sentences for a person: faster or slower, smaller, closer or further, and whether the machine drifted."""
     environment: Environment

@@ -161,10 +161,11 @@ def _attempt(work: Callable[[], dict[str, Any]], recipe: Recipe | None, log: Cal
 
 
 def _run(job: RunJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
-    with MemorySampler(sink):
+    reporter = Reporter(sink, cancel)
+    with MemorySampler(reporter.watch_memory):
         from quantstudio.engine.pipeline import run_recipe
 
-        return run_recipe(job.recipe, Path(job.run_folder), Reporter(sink, cancel)).model_dump(mode="json")
+        return run_recipe(job.recipe, Path(job.run_folder), reporter).model_dump(mode="json")
 
 
 def _measure(job: MeasureJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from quantstudio.core import run_store
 from quantstudio.core.disk import partial_of, publish_folder, remove_tree, write_atomically
 from quantstudio.core.errors import Cancelled, QuantStudioError
 from quantstudio.core.estimate import check_machine
+from quantstudio.core.estimate_learning import learn
 from quantstudio.core.jobs import MeasureJob
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import ModelInfo, read_model_info
@@ -28,6 +29,7 @@ from quantstudio.core.usage import mark_used
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
 from quantstudio.engine.acquire import acquire, must_download
+from quantstudio.engine.cost_watch import CostWatch
 from quantstudio.engine.measure.environment import read_environment
 from quantstudio.engine.measure.isolated import measure_isolated
 from quantstudio.engine.measure.spec import MeasureSpec
@@ -67,6 +69,7 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     if downloading:
         enter("check")
     info, plan = _check(recipe, source, run_folder, reporter)
+    watch = CostWatch(info, recipe, run_folder)
     if is_target(recipe.precision):
         enter("sensitivity")
         recipe, plan = _allotted(info, recipe, run_folder, reporter)
@@ -86,7 +89,7 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
         if recipe.measure.enabled:
             with _kept_when_measuring_fails(result, model, reporter):
                 result = _measured(result, info.path, partial, enter, reporter)
-        result = result.model_copy(update={"verdict": verdict(result)})
+        result = result.model_copy(update={"verdict": verdict(result), "costs": watch.costs(quantization, reporter)})
         enter("save")
         write_model_card(partial, recipe, quantization, result)
         _publish(result, model)
@@ -142,7 +145,7 @@ class _Phases:
 def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -> tuple[ModelInfo, QuantizationPlan]:
     """Everything that can be known to fail, before anything is written."""
     info = read_model_info(source)
-    estimate = check_machine(info, recipe, run_folder)
+    estimate = check_machine(info, recipe, run_folder, learn(run_folder.parent, recipe))
     estimate.plan.require()
     if recipe.measure.enabled:
         read_text(recipe.measure.text, recipe.measure.quality_tokens)

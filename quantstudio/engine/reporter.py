@@ -22,6 +22,14 @@ class Reporter:
         self._sink = sink
         self.cancel = cancel or threading.Event()
         self._phase_started = time.monotonic()
+        self.peak_memory = 0
+        """The most memory that the job was told to have held so far, in bytes; 0 when nobody samples it."""
+
+    def watch_memory(self, message: protocol.Message) -> None:
+        """Pass on what a sampler of memory says, and remember the peak."""
+        if isinstance(message, protocol.Memory):
+            self.peak_memory = max(self.peak_memory, message.rss)
+        self._sink(message)
 
     def emit(self, message: protocol.Message) -> None:
         """Send any message as it is."""

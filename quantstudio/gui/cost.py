@@ -13,6 +13,7 @@ from typing import Any
 
 from quantstudio.core.errors import LayerMisfit, QuantStudioError
 from quantstudio.core.estimate import Estimate, Level, estimate
+from quantstudio.core.estimate_learning import learn
 from quantstudio.core.estimate_method import method_seconds
 from quantstudio.core.fieldspec import field_specs, nested
 from quantstudio.core.humanize import rough_seconds
@@ -58,7 +59,7 @@ def work_out(values: Mapping[str, Any], runs_folder: Path) -> Cost:
         return Cost(recipe=recipe, problems={error.field or MODEL_FIELD: (str(error), "error")})
     try:
         machine = read_machine(runs_folder)
-        costs = estimate(info, recipe, machine, runs_folder)
+        costs = estimate(info, recipe, machine, runs_folder, learn(runs_folder, recipe))
     except QuantStudioError as error:
         return Cost(recipe, info, problems={error.field or MODEL_FIELD: (str(error), "error")})
     problems = _by_field(costs)

@@ -12,11 +12,13 @@ from quantstudio.core.estimate import (
     BASE_MEMORY,
     BLOCK_MEMORY,
     COMPANION_BYTES,
+    LIBRARY_MEMORY,
     SCORING_MEMORY,
     Level,
     Machine,
     check_machine,
     estimate,
+    quantize_base,
 )
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
@@ -55,7 +57,8 @@ def test_a_run_that_fits_has_no_problems_and_costs_what_the_plan_says(llama):
     assert costs.plan == make_plan(llama, wanted)
     assert costs.output_bytes == costs.plan.sizes.total
     assert costs.disk_bytes == costs.output_bytes + COMPANION_BYTES
-    assert costs.quantize_memory_bytes == BASE_MEMORY + BLOCK_MEMORY
+    assert costs.quantize_memory_bytes == quantize_base(llama)
+    assert LIBRARY_MEMORY < quantize_base(llama) < LIBRARY_MEMORY + BLOCK_MEMORY, "a small model has no full blocks"
     # The waiting worker and the process that measures, both models, and a batch of scores.
     assert costs.measure_memory_bytes == 2 * BASE_MEMORY + llama.nbytes + costs.output_bytes + SCORING_MEMORY
     assert costs.peak_memory_bytes == max(costs.quantize_memory_bytes, costs.measure_memory_bytes)
@@ -68,7 +71,7 @@ def test_quantizing_holds_the_experts_of_one_layer_twice(make_model):
     }
     info = read_model_info(make_model(tensors=make_model.llama_tensors() | experts))
     memory = estimate(info, recipe(), BIG, HOME).quantize_memory_bytes
-    assert memory == BASE_MEMORY + BLOCK_MEMORY + 2 * 8 * 32 * 64 * 2
+    assert memory == quantize_base(info) + 2 * 8 * 32 * 64 * 2
 
 
 def test_time_grows_with_what_is_measured(llama):
@@ -124,7 +127,7 @@ def test_a_disk_too_small_is_said_with_both_sizes(llama):
         estimate(llama, recipe(), small, HOME).require()
 
 
-@pytest.mark.parametrize(("memory", "words"), [(600_000_000, "Quantizing this model"), (GB, "Measuring")])
+@pytest.mark.parametrize(("memory", "words"), [(400_000_000, "Quantizing this model"), (GB, "Measuring")])
 def test_memory_too_small_for_the_machine(llama, memory, words):
     small = dataclasses.replace(BIG, memory=memory)
     with pytest.raises(OutOfMemory, match=words):

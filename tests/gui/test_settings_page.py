@@ -6,6 +6,7 @@ from PySide6.QtWidgets import QFileDialog
 
 from quantstudio.core.errors import DiskProblem
 from quantstudio.core.fieldspec import model_specs
+from quantstudio.core.result import RunCosts
 from quantstudio.core.settings import Settings, load_settings
 from quantstudio.gui.app import make_context as make_real_context
 from quantstudio.gui.pages import settings_page
@@ -84,3 +85,20 @@ def test_the_theme_changes_at_once(home, qapp, qtbot):
     assert load_settings().theme == "dark"
     context.library.shutdown()
     apply_theme(qapp, LIGHT)
+
+
+def test_how_good_estimates_are_is_told_from_the_runs(context, home, qtbot, make_run):
+    page = SettingsPage(context)
+    qtbot.addWidget(page)
+    page.show()
+    card = page.estimates
+    qtbot.waitUntil(lambda: "No run has finished" in card.sentence.text(), timeout=5000)
+    assert not card.table.isVisible()
+    figures = {"formula_memory": 10**9, "formula_seconds": 10.0, "predicted_memory": 10**9, "predicted_seconds": 10.0}
+    costs = RunCosts(**figures, measured_memory=8 * 10**8, measured_seconds=20.0)
+    make_run(context.settings.runs_path, "int4", costs=costs)
+    context.queue.finished.emit("any")
+    qtbot.waitUntil(card.table.isVisible, timeout=5000)
+    assert card.table.item(0, 2).text() == "800 MB"
+    assert "off by 25 % in the middle" in card.sentence.text()
+    assert "multiplied by 0.89 for memory and 1.41 for time" in card.sentence.text()

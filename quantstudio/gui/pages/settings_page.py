@@ -23,6 +23,7 @@ from quantstudio.gui.forms.editors import FolderEditor
 from quantstudio.gui.forms.recipe_form import FieldRow
 from quantstudio.gui.language import available_languages, tr
 from quantstudio.gui.widgets.basics import MARGIN, SPACE, WHOLE_WIDTH, Banner, Card, PageHeader, label, page_layout
+from quantstudio.gui.widgets.estimates_card import EstimatesCard
 
 SECTIONS = (
     ("Appearance", ("theme", "language")),
@@ -105,6 +106,8 @@ class SettingsPage(QWidget):
             for name in names:
                 card.body.addWidget(self.rows[name])
             column.addWidget(card)
+        self.estimates = EstimatesCard(self.context)
+        column.addWidget(self.estimates)
         about = Card("About")
         about.body.addWidget(label(f"QuantStudio {__version__}"))
         home = label(f"{tr('Settings, runs and chats are kept in')} {data_home()}.", "muted", wrap=True)

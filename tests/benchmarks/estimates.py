@@ -71,7 +71,7 @@ def pairs(options: argparse.Namespace, home: Path) -> Iterator[Recipe]:
             model=ModelSection(id=str(folder)),
             scheme=scheme,
             layers=LayersSection(on_misfit=OnMisfit.SMALLER),
-            measure=MeasureSection(enabled=measured, quality_tokens=16384),
+            measure=MeasureSection(enabled=measured, prompt_tokens=128, decode_tokens=16, quality_tokens=16384),
             output=OutputSection(name=f"{number:02} {scheme.weight_spec().label}"),
         )
 

@@ -68,6 +68,8 @@ class QuantizeTools(QObject):
         """Show what the model would learn from."""
         if self.recipe is None:
             return
+        if self.last_preview is not None:
+            self.last_preview.deleteLater()
         self.last_preview = dialog = PreviewDialog(self.new_call(), self.page)
         recipe = self.recipe
         dialog.look(PreviewDataJob(model=recipe.model.id, data=recipe.data, seed=recipe.machine.seed))
@@ -77,6 +79,12 @@ class QuantizeTools(QObject):
         if self.recipe is None:
             return
         key = sensitivity_key(self.recipe)
+        if self.last_bits is not None and self.last_bits.busy:
+            self.last_bits.show()
+            self.last_bits.activateWindow()
+            return
+        if self.last_bits is not None:
+            self.last_bits.deleteLater()
         self.last_bits = dialog = BitsDialog(self.new_call(), self.recipe, self.page)
         dialog.measure_button.clicked.connect(lambda: dialog.measure(busy=self.context.queue.active is not None))
         dialog.measured.connect(lambda found: self._measured.__setitem__(key, found))
@@ -86,9 +94,9 @@ class QuantizeTools(QObject):
         dialog.show()
 
     @property
-    def searching(self) -> bool:
-        """Whether the search for the best is at work."""
-        return self.contest is not None and self.contest.busy
+    def measuring(self) -> bool:
+        """Whether the search for the best, or measuring layers, is at work: a run beside it would disturb both."""
+        return (self.contest is not None and self.contest.busy) or (self.last_bits is not None and self.last_bits.busy)
 
     def open_contest(self) -> None:
         """Show the search for the best: to be started, at work, or with what it came to."""

@@ -206,9 +206,13 @@ def test_few_bits_are_warned_of(open_dialog, qtbot):
 
 
 def test_measuring_can_be_stopped_and_started_again(open_dialog, qtbot):
-    _, dialog = open_dialog("3 wait")
+    page, dialog = open_dialog("3 wait")
     dialog.measure_button.click()
     qtbot.waitUntil(lambda: "12 of 42 layers" in dialog.waiting.text(), timeout=5000)
+    page.start()
+    assert "still at work" in page.banner.text()
+    page.tools.bits_button.click()
+    assert page.tools.last_bits is dialog, "what is at work is shown again"
     dialog.stop.click()
     qtbot.waitUntil(lambda: dialog.measure_button.isVisible(), timeout=5000)
     assert dialog.sensitivity is None

@@ -36,7 +36,7 @@ COPIED_MS = 1500
 PANEL_WIDTH, PANEL_WIDEST = 280, 380
 FORM_WIDTH = 780
 PRESET_SECTIONS = ("scheme", "precision", "layers", "method")
-SEARCHING = "The search for the best is still at work. Start this run when it has finished."
+MEASURING = "The search for the best, or measuring layers, is still at work. Start this run when it has finished."
 TOML_FILTER = "Recipes (*.toml);;All files (*)"
 
 
@@ -90,8 +90,8 @@ class QuantizePage(QWidget):
         """Put the recipe in the queue and show its run."""
         if not self._checked or not self.cost.startable or self.cost.recipe is None:
             return
-        if self.tools.searching:
-            self.banner.say(tr(SEARCHING), "warning")
+        if self.tools.measuring:
+            self.banner.say(tr(MEASURING), "warning")
             return
         try:
             run_id = self.context.queue.add(self.cost.recipe, self.context.settings.runs_path)

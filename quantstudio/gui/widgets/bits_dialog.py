@@ -60,6 +60,11 @@ class BitsDialog(QDialog):
         self._connect()
         self._show_state()
 
+    @property
+    def busy(self) -> bool:
+        """Whether it measures."""
+        return self._call.busy
+
     def show_sensitivity(self, sensitivity: Sensitivity) -> None:
         """Edit on the ground of this measurement; begins with what the recipe says."""
         self.sensitivity = sensitivity

@@ -91,7 +91,7 @@ class _Training(Section):
     preset: Literal["quick", "better", "best"] = Field(
         default="quick",
         title="How long",
-        description="Sets the number of steps: quick takes minutes on a desktop, best about eight times as long.",
+        description="Sets the number of steps: quick takes minutes on a desktop, best about sixteen times as long.",
         json_schema_extra={"labels": {"quick": "Quick (minutes)", "better": "Better", "best": "Best"}},
     )
     train: Literal["all", "lora"] = Field(
@@ -139,7 +139,7 @@ class _Training(Section):
         ge=0.0,
         le=1.0,
         title="Learning rate",
-        description="The largest step size, reached after the warm-up. 0 chooses by the size of the model.",
+        description="The largest step size, reached after the warm-up. 0 chooses by the bits and the size of the model.",
         json_schema_extra={"advanced": True, "zero": "Automatic"},
     )
     warmup_steps: int = Field(

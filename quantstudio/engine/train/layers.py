@@ -8,6 +8,7 @@ saved one will, and nothing but rounding lies between both.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -142,14 +143,27 @@ class TrainedEmbedding(nn.Module):
         return quantized(self.weight.detach(), self.spec, None)
 
 
-class AsBf16(nn.Module):
-    """Parametrization of everything else that trains (norms, biases): fp32 inside, bf16 for who looks at it."""
+MASTER = "_master"
+"""Ending of the name under which the fp32 parameter lives that is seen as bf16."""
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(torch.bfloat16)
 
-    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(torch.float32)
+def see_as_bf16(module: nn.Module, attribute: str, master: nn.Parameter) -> None:
+    """Let everything else that trains (norms, biases) be fp32 inside, and bf16 for who looks at `module.attribute`.
+
+    torch's parametrizations do the same with a class for every module, which makes torch.compile compile every block
+    of a model anew, until it gives up; here modules of one class become modules of one other class.
+    """
+    delattr(module, attribute)
+    module.register_parameter(attribute + MASTER, master)
+    module.__class__ = _seen_as_bf16(type(module), attribute)
+
+
+@cache
+def _seen_as_bf16(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
+    def seen(self: nn.Module) -> torch.Tensor:
+        return self.get_parameter(attribute + MASTER).to(torch.bfloat16)
+
+    return type(f"Trained{kind.__name__}", (kind,), {attribute: property(seen)})
 
 
 def embedding_factor(table: nn.Embedding) -> float | None:

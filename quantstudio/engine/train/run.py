@@ -90,7 +90,7 @@ def train_weights(
     if chosen.has(_PART):
         return chosen
     teacher = load_model(info.path, recipe.machine.device, reporter)
-    settings = settle(recipe.method, info, data.training.shape[1], recipe.machine.seed)
+    settings = settle(recipe.method, info, plan, data.training.shape[1], recipe.machine.seed)
     course = Course(
         info, plan, inspect_architecture(info), recipe.method, settings, teacher, data, run_folder, reporter
     )

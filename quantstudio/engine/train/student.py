@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from quantstudio.core.model_parts import Part
@@ -22,7 +21,7 @@ from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.architecture import Architecture
 from quantstudio.engine.quantized_weight import QuantizedWeight
-from quantstudio.engine.train.layers import AsBf16, TrainedEmbedding, TrainedLinear, embedding_factor
+from quantstudio.engine.train.layers import TrainedEmbedding, TrainedLinear, embedding_factor, see_as_bf16
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,10 @@ class _Builder:
             value = getattr(module, attribute, None)
             if not isinstance(value, nn.Parameter) or not value.is_floating_point():
                 continue
-            setattr(module, attribute, self._master(value))
-            if not isinstance(module, TrainedLinear):
-                parametrize.register_parametrization(module, attribute, AsBf16(), unsafe=True)
+            if isinstance(module, TrainedLinear):
+                setattr(module, attribute, self._master(value))
+            else:
+                see_as_bf16(module, attribute, self._master(value))
             self._student.tensors[source] = (module, attribute)
 
     def _layer(self, old: nn.Module, part: Part, spec: WeightSpec | None) -> TrainedLinear | TrainedEmbedding | None:

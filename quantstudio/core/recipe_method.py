@@ -91,7 +91,7 @@ class _Training(Section):
     preset: Literal["quick", "better", "best"] = Field(
         default="quick",
         title="How long",
-        description="Sets the number of steps: quick takes minutes on a desktop, best about sixteen times as long.",
+        description="Sets the number of steps: quick takes minutes on a desktop, best sixteen times as long.",
         json_schema_extra={"labels": {"quick": "Quick (minutes)", "better": "Better", "best": "Best"}},
     )
     train: Literal["all", "lora"] = Field(
@@ -139,7 +139,7 @@ class _Training(Section):
         ge=0.0,
         le=1.0,
         title="Learning rate",
-        description="The largest step size, reached after the warm-up. 0 chooses by the bits and the size of the model.",
+        description="The largest step size, reached after the warm-up. 0 chooses by bits and size of the model.",
         json_schema_extra={"advanced": True, "zero": "Automatic"},
     )
     warmup_steps: int = Field(
@@ -224,7 +224,7 @@ METHOD_LABELS: dict[str, JsonValue] = {
     "qat": "QAT (trained)",
     "finetune_gptq": "Fine-tune, then GPTQ",
 }
-PRESET_STEPS = {"quick": 50, "better": 200, "best": 400}
+PRESET_STEPS = {"quick": 50, "better": 200, "best": 800}
 """Steps that belong to 'How long'."""
 STEP_TOKENS = 8192
 """Tokens that a step sees unless the recipe says otherwise."""

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from quantstudio.core.humanize import human_seconds
+from quantstudio.core.recipe_method import PRESET_STEPS
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.train.checkpoints import Checkpoints, trained_tensors
 from quantstudio.engine.train.evaluate import PROMPT_TOKENS, SAMPLES, continuations, held_out_score, weights_shown
-from quantstudio.engine.train.settings import PRESET_STEPS, Settings
+from quantstudio.engine.train.settings import Settings
 
 _TIMED_STEPS = 3
 """Steps that are timed, after the first, before it is said how long the training will take."""

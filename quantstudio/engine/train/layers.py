@@ -155,11 +155,12 @@ def see_as_bf16(module: nn.Module, attribute: str, master: nn.Parameter) -> None
     """
     delattr(module, attribute)
     module.register_parameter(attribute + MASTER, master)
-    module.__class__ = _seen_as_bf16(type(module), attribute)
+    kind: Any = type(module)
+    module.__class__ = _seen_as_bf16(kind, attribute)
 
 
 @cache
-def _seen_as_bf16(kind: type[nn.Module], attribute: str) -> type[nn.Module]:
+def _seen_as_bf16(kind: Any, attribute: str) -> type[nn.Module]:
     def seen(self: nn.Module) -> torch.Tensor:
         return self.get_parameter(attribute + MASTER).to(torch.bfloat16)
 

@@ -17,11 +17,9 @@ import numpy as np
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import QuantizationPlan
-from quantstudio.core.recipe_method import FineTune, Qat
+from quantstudio.core.recipe_method import PRESET_STEPS, STEP_TOKENS, FineTune, Qat
 from quantstudio.engine.train.loss import Objective
 
-PRESET_STEPS = {"quick": 50, "better": 200, "best": 800}
-STEP_TOKENS = 8192
 _RATES = {2: 3.5e-4, 3: 2e-4, 4: 1.2e-4, 8: 5e-5}
 """By bits, for a model of `_RATE_WEIGHTS` weights; between them the logarithm is interpolated."""
 _RATE_WEIGHTS = 8.4e6

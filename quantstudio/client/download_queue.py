@@ -55,6 +55,15 @@ class Download:
         """`owner/name`."""
         return self.job.model
 
+    def take(self, state: DownloadState) -> None:
+        """Take in where it stands. Files come one after the other, and the last word on a small one may be left out."""
+        self.state = state
+        if not state.file:
+            return
+        if state.file not in self.files:
+            self.files = {name: (total, total) for name, (_, total) in self.files.items()}
+        self.files[state.file] = (state.file_done, state.file_total)
+
 
 class DownloadQueue(QObject):
     """The downloads of this window, by model. All signals carry the model's id; `changed` comes at most every 40 ms."""
@@ -154,9 +163,7 @@ class DownloadQueue(QObject):
             return
         for message in batch:
             if isinstance(message, protocol.Transfer):
-                download.state = DownloadState.of(message)
-                if message.file:
-                    download.files[message.file] = (message.file_done, message.file_total)
+                download.take(DownloadState.of(message))
         self.changed.emit(download.model)
 
     def _on_finished(self) -> None:

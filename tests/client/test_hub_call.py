@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quantstudio.client.download_queue import DownloadQueue, DownloadStatus
+from quantstudio.client.download_queue import Download, DownloadQueue, DownloadStatus
 from quantstudio.client.hub_call import HubCall
+from quantstudio.core.hub import DownloadState
 from quantstudio.core.jobs import DownloadJob, SearchJob
 
 FAKE_WORKER = Path(__file__).parents[1] / "fakeworker.py"
@@ -109,3 +110,10 @@ def test_the_same_model_is_not_lined_up_twice(make_queue):
     for _ in range(2):
         queue.add(DownloadJob(model="ada/one"))
     assert len(queue.downloads) == 1
+
+
+def test_files_come_one_after_the_other_and_those_before_are_whole():
+    download = Download(DownloadJob(model="ada/one"))
+    for file, done, total in (("config.json", 0, 90), ("a.safetensors", 10, 100), ("a.safetensors", 70, 100)):
+        download.take(DownloadState(file=file, file_done=done, file_total=total))
+    assert download.files == {"config.json": (90, 90), "a.safetensors": (70, 100)}

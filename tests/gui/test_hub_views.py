@@ -169,6 +169,17 @@ def test_a_cancelled_download_leaves_nothing(page, hub, qtbot):
     assert page.downloads_view._stack.currentIndex() == 0
 
 
+def test_closing_the_window_ends_a_download_and_keeps_what_it_has(page, hub, qtbot):
+    hub.rate = 1.5e6
+    page.start_download("ada/wide")
+    queue = page.context.downloads
+    qtbot.waitUntil(lambda: queue.download("ada/wide").state.done > 300_000, timeout=PATIENCE)
+    page.context.closing.emit()
+    partial = list(hub_cache().glob("models--ada--wide/blobs/*partial"))
+    assert partial
+    assert max(path.stat().st_size for path in partial) > 250_000
+
+
 def test_a_failed_download_says_why_and_is_tried_again(page, hub, qtbot):
     shutil.copytree(hub.root / "ada/small", hub.root / "ada/gone")
     page.start_download("ada/missing")

@@ -153,7 +153,7 @@ def test_an_already_quantized_model_can_be_talked_to_but_not_quantized_again(pag
     [
         (Machine(cores=2, memory=8 * 10**9, available_memory=6 * 10**9, free_disk=10**10), "Fits"),
         (Machine(cores=2, memory=8 * 10**9, available_memory=10**8, free_disk=10**10), "Tight"),
-        (Machine(cores=2, memory=4 * 10**8, available_memory=10**8, free_disk=10**10), "Too large"),
+        (Machine(cores=2, memory=3 * 10**8, available_memory=10**8, free_disk=10**10), "Too large"),
         (Machine(cores=2, memory=8 * 10**9, available_memory=6 * 10**9, free_disk=10**6), "Disk too small"),
     ],
 )

@@ -16,9 +16,10 @@ from quantstudio.gui.widgets.stranger_text import open_web
 
 
 class DownloadsView(QWidget):
-    """`find_wanted`: the person wants to look for a model."""
+    """`find_wanted`: the person wants to look for a model; `sign_in_wanted`: to tell the Hub who they are."""
 
     find_wanted = Signal()
+    sign_in_wanted = Signal()
 
     def __init__(self, context: AppContext) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class DownloadsView(QWidget):
         card.resume_asked.connect(lambda: self.queue.resume(model))
         card.cancel_asked.connect(lambda: self._cancel(model))
         card.quantize_asked.connect(lambda: self.context.open_quantize(model))
+        card.sign_in_asked.connect(self.sign_in_wanted)
         card.page_asked.connect(lambda: open_web(QUrl(f"{hub_endpoint()}/{model}")))
         self._column.insertWidget(self._column.count() - 1, card)
 

@@ -74,6 +74,7 @@ class ModelsPage(QWidget):
             from quantstudio.gui.pages.downloads_view import DownloadsView
 
             self._downloads = DownloadsView(self.context)
+            self._downloads.sign_in_wanted.connect(lambda: self.find_view.sign_in())
             self._downloads.find_wanted.connect(lambda: self.show_tab(Tab.FIND))
             self.stack.addWidget(self._downloads)
             queue = self.context.downloads

@@ -32,6 +32,7 @@ class DownloadCard(Card):
     cancel_asked = Signal()
     quantize_asked = Signal()
     page_asked = Signal()
+    sign_in_asked = Signal()
 
     def __init__(self, model: str) -> None:
         super().__init__(spacing=8)
@@ -46,11 +47,12 @@ class DownloadCard(Card):
             "Resume", self.resume_asked.emit, icon="play", tooltip="Go on where it stopped; nothing is fetched twice."
         )
         self.licence = button(
-            "Open the model's page",
+            "Its page",
             self.page_asked.emit,
             icon="open",
             tooltip="In your browser, to accept its licence.",
         )
+        self.sign_in = button("Sign in…", self.sign_in_asked.emit, icon="key", tooltip="With a token of the Hub.")
         self.cancel = button(
             "Cancel", self.cancel_asked.emit, icon="cross", tooltip="Stop, and delete what was fetched so far."
         )
@@ -83,7 +85,9 @@ class DownloadCard(Card):
         self.pause.setVisible(status in (DownloadStatus.WAITING, DownloadStatus.RUNNING))
         self.resume.setVisible(status in (DownloadStatus.PAUSED, DownloadStatus.FAILED))
         self.resume.setText(tr("Try again") if status is DownloadStatus.FAILED else tr("Resume"))
-        self.licence.setVisible(download.error is not None and download.error.kind == "access_needed")
+        refused = download.error is not None and download.error.kind == "access_needed"
+        self.licence.setVisible(refused)
+        self.sign_in.setVisible(refused)
         self.cancel.setText(tr("Take off the list") if status is DownloadStatus.DONE else tr("Cancel"))
         tip = "The model stays." if status is DownloadStatus.DONE else "Stop, and delete what was fetched so far."
         self.cancel.setToolTip(tr(tip))
@@ -122,7 +126,9 @@ class DownloadCard(Card):
         self._lines.append(line)
 
     def _lay_out(self) -> None:
-        top = row(self.name, self.status, self.pause, self.resume, self.licence, self.quantize, self.cancel)
+        top = row(
+            self.name, self.status, self.pause, self.sign_in, self.resume, self.licence, self.quantize, self.cancel
+        )
         top.setStretch(0, 1)
         self.body.addLayout(top)
         self.body.addWidget(self.total)

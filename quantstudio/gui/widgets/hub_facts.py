@@ -5,7 +5,7 @@ from __future__ import annotations
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 
-from quantstudio.core.hub import LayerKind, ModelDetails, ModelSummary
+from quantstudio.core.hub import Access, LayerKind, ModelDetails, ModelSummary
 from quantstudio.core.humanize import human_bytes, human_count, human_percent
 from quantstudio.gui.hub_texts import day, family_word
 from quantstudio.gui.language import tr
@@ -60,7 +60,9 @@ class AboutTab(QWidget):
 
     def show_details(self, details: ModelDetails) -> None:
         """Show everything."""
-        self.card.show_markdown(details.card or tr("The model has no card."))
+        unread = details.access in (Access.SIGN_IN, Access.ASK)
+        missing = "Its card can be read once you have access." if unread else "The model has no card."
+        self.card.show_markdown(details.card or tr(missing))
         _empty(self._rows)
         context = f"{details.context_length:,} {tr('tokens')}" if details.context_length else ""
         facts = [
@@ -68,8 +70,8 @@ class AboutTab(QWidget):
             ("Context", context),
             ("Base model", details.base_model),
             ("Version", details.commit[:12]),
-            ("Download", human_bytes(details.total_bytes)),
-            ("Not here yet", human_bytes(details.download_bytes) if details.download_bytes else tr("nothing")),
+            ("Download", human_bytes(details.total_bytes) if details.total_bytes else ""),
+            ("Not here yet", _missing(details)),
         ]
         self._rows.addWidget(_facts(facts))
         others = details.quantizations[:MOST_OTHERS]
@@ -236,6 +238,12 @@ def _summary_facts(summary: ModelSummary) -> list[tuple[str, str]]:
         ("Downloads", f"{human_count(summary.downloads)} {tr('last month')}" if summary.downloads else ""),
         ("Likes", human_count(summary.likes) if summary.likes else ""),
     ]
+
+
+def _missing(details: ModelDetails) -> str:
+    if not details.total_bytes:
+        return ""
+    return human_bytes(details.download_bytes) if details.download_bytes else tr("nothing")
 
 
 def _facts(facts: list[tuple[str, str]]) -> QWidget:

@@ -65,6 +65,7 @@ class ModelDetails(Card):
         while self._grid.count():
             item = self._grid.takeAt(0)
             if item is not None and (old := item.widget()):
+                old.hide()
                 old.deleteLater()
         for number, (name, value) in enumerate(facts):
             self._grid.addWidget(label(name, "muted"), number, 0, Qt.AlignmentFlag.AlignTop)

@@ -24,7 +24,8 @@ def layer(name, kl):
 
 @pytest.fixture
 def measured():
-    layers = tuple(layer(name, 1e-4 * (place + 1)) for place, name in enumerate([*NAMES, "model.extra"]))
+    losses = {name: 1e-4 * (place + 1) for place, name in enumerate([*NAMES, "model.extra"])}
+    layers = tuple(layer(name, losses[name]) for name in sorted(losses))  # as files have them
     about = {"model_name": "m", "scheme": "W4A16 g128", "method": "rtn", "measured_as": "each", "tokens": 100}
     return Sensitivity(layers=layers, other_bytes=5000, **about)
 
@@ -45,7 +46,7 @@ def test_blocks_are_rows_and_names_are_columns(bits_map):
     model = bits_map.model()
     heads = [model.headerData(i, Qt.Orientation.Horizontal) for i in range(model.columnCount())]
     rows = [model.headerData(i, Qt.Orientation.Vertical) for i in range(model.rowCount())]
-    assert heads == ["up", "down", "extra"]
+    assert heads == ["up", "down", "extra"], "in the order in which they work, not of the alphabet"
     assert rows == ["0", "1", "2", "other"]
     assert model.layer(model.index(1, 1)).name == "model.layers.1.mlp.down_proj"
     assert model.data(model.index(0, 2)) is None, "a block without such a layer has no cell there"
@@ -64,7 +65,7 @@ def test_warmth_goes_from_the_least_to_the_most_sensitive_layer(measured, bits_m
     found = heats(measured.layers)
     assert found[NAMES[0]] == 0
     assert found["model.extra"] == 1
-    assert list(found.values()) == sorted(found.values())
+    assert [found[name] for name in NAMES] == sorted(found[name] for name in NAMES)
     assert bits_map.model().data(bits_map.model().index(0, 0), HEAT) == 0
 
 

@@ -24,7 +24,8 @@ from quantstudio.gui.widgets.bits_target import TargetBar
 from quantstudio.gui.widgets.grow import grow_to_fit
 from quantstudio.gui.widgets.run_words import detail_words
 
-SIZE, SMALL, AROUND = (780, 680), (620, 170), 310
+SIZE, SMALL, AROUND = (780, 680), (620, 170), 262
+HEAD, FEW_ROWS = 38, 8
 _WHY = (
     "Some layers of a model bear few bits, others do not. Measuring quantizes each layer by itself and looks how far "
     "the model's answers move. Then bits can be spent where they matter."
@@ -77,6 +78,7 @@ class BitsDialog(QDialog):
         self.target.show_allotment(first)
         self._show_prediction(first)
         rows = self.model.rowCount() * ROW
+        self.map.setMinimumHeight(HEAD + min(rows, FEW_ROWS * ROW))
         self.resize(SIZE[0], min(SIZE[1], AROUND + rows))
         self._show_state()
 
@@ -201,6 +203,7 @@ class BitsDialog(QDialog):
         if not allotment.reached:
             sentences.insert(0, tr("This target is out of reach; the map shows what is nearest to it."))
         self.warning.say(" ".join(sentences), "warning")
+        grow_to_fit(self)
 
     def _on_use(self) -> None:
         self.chosen.emit(self.allotment())

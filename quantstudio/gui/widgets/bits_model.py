@@ -22,6 +22,8 @@ HEAT = Qt.ItemDataRole.UserRole
 """How sensitive the layer is among the others, 0 … 1; None where there is no layer."""
 HEAT_BITS = 3
 """Layers are compared by what they lose at so many bits, because there they differ most."""
+_USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""In the order in which they work; others follow in the order of the files, which is often the alphabet."""
 Index = QModelIndex | QPersistentModelIndex
 
 
@@ -67,7 +69,8 @@ class BitsModel(QAbstractTableModel):
             leaf = place.leaf if (place.block, place.leaf) not in self._layers else layer.name.split(".", 3)[-1]
             self._layers[place.block, leaf] = layer
         self._blocks = sorted({block for block, _ in self._layers}, key=lambda block: (block < 0, block))
-        self._leaves = list(dict.fromkeys(leaf for _, leaf in self._layers))
+        found = dict.fromkeys(leaf for _, leaf in self._layers)
+        self._leaves = sorted(found, key=lambda leaf: _USUAL.index(leaf) if leaf in _USUAL else len(_USUAL))
 
     def layer(self, index: Index) -> LayerSensitivity | None:
         """The layer at a place of the table; None where the block has none of that name."""

@@ -217,6 +217,10 @@ class Generator:
             logits = self._graph.step(ids[0]) if self._tokens and len(ids) == 1 else self._graph.read(ids)
             self._tokens += ids
             return logits
+        if self._loaded.step is not None and len(ids) == 1:
+            logits = self._loaded.step(ids[0], self._cache)
+            self._tokens += ids
+            return logits
         output = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             logits_to_keep=1,

@@ -26,7 +26,8 @@ from quantstudio.core.errors import ModelDamaged, ModelUnsupported
 from quantstudio.core.safety import require_safe
 from quantstudio.engine.attention import ATTENTION, register_attention
 from quantstudio.engine.failures import is_out_of_memory
-from quantstudio.engine.kernels.registry import AUTO, Chooser
+from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
+from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import load_quantized
 from quantstudio.engine.memory import keep_freed_memory
 from quantstudio.engine.reporter import Reporter
@@ -47,6 +48,8 @@ class LoadedModel:
     """Kernel name → number of layers on it; layers in bf16 count as "bf16"."""
     end_tokens: frozenset[int] = frozenset()
     """Tokens that end an answer."""
+    step: LlamaStep | None = None
+    """The short way for one token, where there is one."""
 
 
 def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUTO) -> LoadedModel:
@@ -71,7 +74,8 @@ def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUT
     model.eval()
     _straighten_head_input(model)
     tokenizer = load_tokenizer(folder)
-    return LoadedModel(model, tokenizer, target, folder, counts, _end_tokens(model, tokenizer))
+    step = None if kernels == REFERENCE else make_llama_step(model)
+    return LoadedModel(model, tokenizer, target, folder, counts, _end_tokens(model, tokenizer), step)
 
 
 def _read_config(folder: Path) -> PretrainedConfig:

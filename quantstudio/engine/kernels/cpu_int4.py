@@ -13,6 +13,7 @@ Codes of 3 and 2 bits are codes of 4 bits that use less of the range: same opera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
+from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 GROUPS = (128, 64, 32)
@@ -60,6 +62,24 @@ class CpuInt4(nn.Module):
         self.register_buffer("packed", _pack(weight.codes))
         self.register_buffer("scales_and_zeros", _scales_and_zeros(weight, self._group))
         self.bias = bias
+
+    @classmethod
+    def join(cls, parts: Sequence[CpuInt4]) -> CpuInt4 | None:
+        """One module whose output is that of the parts side by side; they become views of its packed weights.
+
+        None when the parts differ in kind, or end in the middle of a block of the packing.
+        """
+        kinds = {(part._columns, part._group, part._rounds_input, part._symmetric) for part in parts}
+        if len(kinds) > 1 or any(part._rows % _ROW_MULTIPLE for part in parts):
+            return None
+        joined = cls.__new__(cls)
+        nn.Module.__init__(joined)
+        joined._columns, joined._group, joined._rounds_input, joined._symmetric = kinds.pop()
+        joined._rows = sum(part._rows for part in parts)
+        joined.register_buffer("packed", join_rows([(part, "packed") for part in parts]))
+        joined.register_buffer("scales_and_zeros", torch.cat([part.scales_and_zeros for part in parts], dim=1))
+        joined.bias = join_biases([(part.bias, part._rows) for part in parts])
+        return joined
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self._columns)

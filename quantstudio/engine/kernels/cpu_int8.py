@@ -9,6 +9,7 @@ int8 activations: oneDNN's int8 product, exact in int32, is the fastest at any n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
+from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 MANY_ROWS = 16
@@ -46,6 +48,16 @@ class CpuInt8(nn.Module):
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales.flatten())
         self.bias = bias
+
+    @classmethod
+    def join(cls, parts: Sequence[CpuInt8]) -> CpuInt8:
+        """One module whose output is that of the parts side by side; they become views of its codes."""
+        joined = cls.__new__(cls)
+        nn.Module.__init__(joined)
+        joined.register_buffer("codes", join_rows([(part, "codes") for part in parts]))
+        joined.register_buffer("scales", torch.cat([part.scales for part in parts]))
+        joined.bias = join_biases([(part.bias, part.codes.shape[0]) for part in parts])
+        return joined
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -81,6 +93,16 @@ class CpuInt8Dynamic(nn.Module):
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales.flatten().float())
         self.bias = bias
+
+    @classmethod
+    def join(cls, parts: Sequence[CpuInt8Dynamic]) -> CpuInt8Dynamic:
+        """One module whose output is that of the parts side by side; they become views of its codes."""
+        joined = cls.__new__(cls)
+        nn.Module.__init__(joined)
+        joined.register_buffer("codes", join_rows([(part, "codes") for part in parts]))
+        joined.register_buffer("scales", torch.cat([part.scales for part in parts]))
+        joined.bias = join_biases([(part.bias, part.codes.shape[0]) for part in parts])
+        return joined
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         codes, token_scales = quantize_per_token(x.reshape(-1, x.shape[-1]))

@@ -49,7 +49,7 @@ class LoadedModel:
     end_tokens: frozenset[int] = frozenset()
     """Tokens that end an answer."""
     step: LlamaStep | None = None
-    """The short way for one token, where there is one."""
+    """The short way for one token, where there is one; it runs the layers that were there when the model was loaded."""
 
 
 def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUTO) -> LoadedModel:

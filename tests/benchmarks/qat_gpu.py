@@ -3,7 +3,6 @@
     python tests/benchmarks/qat_gpu.py OUT w4 w4a8 w3 w2        the ladder on the starter model, by scheme
     python tests/benchmarks/qat_gpu.py OUT tune                 learning rates, judged on held-out training text only
     python tests/benchmarks/qat_gpu.py OUT cost lora big        step time and memory on 0.5B and 1.5B shapes
-    python tests/benchmarks/qat_gpu.py OUT fsdp                 two GPUs against one: the same loss curve?
 
 Each part prints a table and writes OUT/PART.json. The ladder is scored as a run scores its result: windows of
 evaluation.txt, which nothing here learns from; "recovered" is the share of the perplexity gap between the original and
@@ -15,9 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -98,7 +94,8 @@ def ladder(name: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     original = load_model(folder, options.device, silent())
     data = prepared(original)
     recipes = {"RTN": Recipe(scheme=SCHEMES[name], machine=machine)}
-    recipes |= {"GPTQ": Recipe(scheme=SCHEMES[name], machine=machine, method=Gptq())}
+    if options.gptq:
+        recipes["GPTQ"] = Recipe(scheme=SCHEMES[name], machine=machine, method=Gptq())
     for steps in options.steps:
         method = Qat(steps=steps, learning_rate=options.rate)
         recipes[f"QAT {steps} steps"] = Recipe(scheme=SCHEMES[name], machine=machine, method=method)
@@ -325,38 +322,8 @@ def replace_trials(options: argparse.Namespace, trials: int) -> argparse.Namespa
     return argparse.Namespace(**vars(options) | {"trials": trials})
 
 
-def fsdp(out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The same training on one GPU and on all: do the loss curves agree?"""
-    curves: dict[str, Any] = {}
-    for label, visible in (("one", "0"), ("all", "")):
-        environment = dict(os.environ)
-        if visible:
-            environment["CUDA_VISIBLE_DEVICES"] = visible
-        command = [sys.executable, __file__, str(out / label), "curve", "--device", options.device]
-        subprocess.run(command, env=environment, check=True)
-        curves[label] = json.loads((out / label / "curve.json").read_text())
-    one, several = (np.array([loss for _, loss in curves[label]["train/loss"]]) for label in ("one", "all"))
-    difference = float(np.abs(several - one).max() / one.max())
-    print(f"largest difference of training losses, relative to the largest loss: {difference:.2%}", flush=True)
-    print("one:", np.round(one, 5).tolist(), "\nall:", np.round(several, 5).tolist(), flush=True)
-    return {"difference": difference, "curves": curves}
-
-
-def curve(out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    folder = resources() / "starter"
-    info = read_model_info(folder)
-    data = prepared(load_model(folder, "cpu", silent()))
-    recipe = Recipe(
-        scheme=SCHEMES["w3"], method=Qat(steps=30, evaluations=2), machine=MachineSection(device=options.device)
-    )
-    listener = Listener("curve")
-    with tempfile.TemporaryDirectory() as work:
-        train_weights(info, make_plan(info, recipe), recipe, Path(work), data, listener.reporter)
-    return listener.metrics
-
-
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
-    "tune": tune, "cost": cost, "lora": lora, "big": big, "fsdp": fsdp, "curve": curve,
+    "tune": tune, "cost": cost, "lora": lora, "big": big,
 }  # fmt: skip
 
 
@@ -375,7 +342,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("parts", nargs="+", choices=[*SCHEMES, *PARTS])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, nargs="+", default=[50, 200, 400])
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 200, 800])
+    parser.add_argument("--no-gptq", dest="gptq", action="store_false", help="leave GPTQ out of the ladder")
     parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0 is the automatic one")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of evaluation text")
     parser.add_argument("--shape", default="0.5B", choices=SHAPES)
@@ -386,9 +354,9 @@ def _options() -> argparse.Namespace:
         "--cases",
         nargs="+",
         default=[
-            "w2,200,5e-4,2,8", "w2,200,1e-3,2,8", "w2,200,2e-3,2,8", "w2,200,1e-3,5,8", "w2,200,1e-3,1,0",
-            "w4,200,5e-4,2,8", "w4,200,2.5e-4,2,8", "w4,200,1e-3,2,8", "w4,200,5e-4,1,0",
-            "w3,200,5e-4,2,8", "w3,200,1e-3,2,8", "w3,200,5e-4,1,0",
+            "w2,200,3.5e-4,2,8", "w2,200,5e-4,2,8", "w2,200,1e-3,2,8", "w2,200,3.5e-4,1,0",
+            "w4,200,1.2e-4,2,8", "w4,200,2.5e-4,2,8", "w4,200,5e-4,2,8", "w4,200,1.2e-4,1,0",
+            "w3,200,2e-4,2,8", "w3,200,5e-4,2,8", "w3,200,2e-4,1,0",
         ],
         help="scheme,steps,rate,rate of scales,bits below which scales learn",
     )  # fmt: skip

@@ -42,7 +42,6 @@ class Place:
     device: str
     state: TrainingState
     checkpoints: Checkpoints
-    fsdp: dict[str, Any] | None = None
 
 
 class QatTrainer(Trainer):
@@ -78,8 +77,6 @@ class QatTrainer(Trainer):
     ) -> Any:
         """The mean over the tokens of the whole step, of which this micro-batch contributes its part."""
         loss = model(**inputs)[0] / num_items_in_batch
-        if self.args.world_size > 1:
-            loss = loss * self.args.world_size  # gradients are averaged over processes, and the count is of all
         return (loss, None) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -151,7 +148,7 @@ def _unused(*args: Any, **kwargs: Any) -> Any:
 def _arguments(settings: Settings, place: Place) -> TrainingArguments:
     micro = place.state.micro_batch
     on_gpu = place.device == "cuda"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(place.checkpoints.writing),
         max_steps=settings.steps,
         per_device_train_batch_size=micro,
@@ -172,5 +169,9 @@ def _arguments(settings: Settings, place: Place) -> TrainingArguments:
         use_cpu=not on_gpu,
         seed=settings.seed,
         data_seed=settings.seed,
-        **({"fsdp": "full_shard", "fsdp_config": place.fsdp} if place.fsdp else {}),
     )
+    # One process uses one GPU: by itself the Trainer would spread over all there are (DataParallel), which knows
+    # nothing of the teacher.
+    _ = arguments.device
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments

@@ -97,3 +97,31 @@ def test_two_gigabytes(tmp_path):
     )
     assert total > 2000 * MB
     assert peak < written + 2 * layer + 500 * MB
+
+
+@pytest.mark.benchmark
+def test_calibrating(tmp_path):
+    """Under six times the largest block, the activations (of the original and the quantized model) and 1 GB."""
+    total, block = random_llama(tmp_path / "model", hidden=2048, inner=5632, layers=6, vocabulary=48000)
+    program = textwrap.dedent(
+        """
+        import sys, pathlib, torch
+        from quantstudio.core.model_info import read_model_info
+        from quantstudio.core.plan import make_plan
+        from quantstudio.core.recipe import MachineSection, Recipe
+        from quantstudio.core.recipe_method import Gptq
+        from quantstudio.engine.calibrate import choose
+        from quantstudio.engine.measure.memory import peak_rss
+        from quantstudio.engine.reporter import silent
+        info = read_model_info(pathlib.Path(sys.argv[1]))
+        recipe = Recipe(method=Gptq(), machine=MachineSection(device="cpu"))
+        ids = torch.randint(0, 48000, (8, 512))
+        choose(info, make_plan(info, recipe), recipe, pathlib.Path(sys.argv[2]), ids, silent())
+        print(peak_rss())
+        """
+    )
+    arguments = [sys.executable, "-c", program, tmp_path / "model", tmp_path / "work"]
+    peak = int(subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=3600).stdout)
+    allowed = 6 * block + 2 * 8 * 512 * 2048 * 2 + 1000 * MB
+    print(f"\nmodel {total / MB:,.0f} MB, block {block / MB:,.0f} MB: peak {peak / MB:,.0f} of {allowed / MB:,.0f} MB")
+    assert peak < allowed

@@ -76,7 +76,7 @@ def choose_weights(
         return choose_hqq(info, plan, run_folder / WORK, reporter)
     trained = None
     if kind in ("qat", "finetune_gptq"):
-        from quantstudio.engine.train.run import train_weights  # type: ignore[import-untyped, unused-ignore]
+        from quantstudio.engine.train.run import train_weights
 
         enter(TRAIN)
         trained = train_weights(info, plan, recipe, run_folder, data, reporter)

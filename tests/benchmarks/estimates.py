@@ -1,11 +1,13 @@
 """How good are the estimates? Real runs of generated models, predicted against measured.
 
-    python tests/benchmarks/estimates.py [--pairs 32] [--measured 8] [--largest 120] [--keep FOLDER]
+    python tests/benchmarks/estimates.py [--pairs 32] [--measured 8] [--largest 120] [--methods rtn] [--keep FOLDER]
 
 Models are Llamas of random weights with the starter model's tokenizer, from 5 to `--largest` million weights; schemes
 and methods are taken in turn. Each run is a process of its own in a fresh home, so the first estimate is the formula's
-and later ones are corrected by the runs before them, as on a person's machine. Prints a Markdown table of every pair
-and the median and worst error of peak memory and time, by the formula alone and as predicted.
+and later ones are corrected by the runs before them, as on a person's machine; with `--keep` a second call adds to the
+runs of the first. Calibrated and trained methods get little text and few steps: what is judged is the estimate.
+Prints a Markdown table of every pair and the median and worst error of peak memory and time, by the formula alone and
+as predicted.
 """
 
 from __future__ import annotations
@@ -24,10 +26,21 @@ from pathlib import Path
 from quantstudio.core.estimate_learning import errors, kind_of, read_observations
 from quantstudio.core.paths import starter_model
 from quantstudio.core.recipe import LayersSection, MeasureSection, ModelSection, OnMisfit, OutputSection, Recipe
+from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.recipe_io import recipe_to_toml
+from quantstudio.core.recipe_method import Awq, Gptq, Hqq, Qat, RoundToNearest
 from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16
 
 VOCAB = 8192
+METHODS = {
+    "rtn": RoundToNearest(),
+    "hqq": Hqq(),
+    "gptq": Gptq(),
+    "awq": Awq(),
+    "qat": Qat(steps=4, evaluations=1),
+    "lora": Qat(train="lora", steps=4, evaluations=1),
+}
+DATA = DataSection(sequence_length=256, calibration_sequences=32, held_out_sequences=8)
 SCHEMES = (W4A16(), W8A16(), W4A16(group_size=32), W8A8(), W4A8(), W4A16(group_size=64, symmetric=False))
 COMMAND = [sys.executable, "-P", "-m", "quantstudio", "run"]
 
@@ -53,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=32, help="runs in all")
     parser.add_argument("--measured", type=int, default=8, help="of them, runs that measure too")
     parser.add_argument("--largest", type=float, default=120, help="millions of weights of the largest model")
+    parser.add_argument("--methods", default="rtn", help=f"taken in turn, of {', '.join(METHODS)}")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for models and runs that stays")
     return parser.parse_args()
 
@@ -60,19 +74,23 @@ def parse() -> argparse.Namespace:
 def pairs(options: argparse.Namespace, home: Path) -> Iterator[Recipe]:
     """A model and a recipe for each run; those that measure are spread among the others."""
     every = max(1, options.pairs // max(1, options.measured))
+    methods = options.methods.split(",")
     sizes = [5e6 * (options.largest / 5) ** (step / 7) for step in range(8)]
     for number in range(options.pairs):
         folder = home / "models" / f"model-{number % 8}"
         if not folder.exists():
             make_model(folder, sizes[number % 8])
         measured = options.measured > 0 and number % every == every - 1
-        scheme = SCHEMES[number % len(SCHEMES)]
+        method = methods[number % len(methods)]
+        scheme = SCHEMES[number % len(SCHEMES)] if method == "rtn" else SCHEMES[2 * (number % 2)]
         yield Recipe(
             model=ModelSection(id=str(folder)),
             scheme=scheme,
+            method=METHODS[method],
+            data=DATA,
             layers=LayersSection(on_misfit=OnMisfit.SMALLER),
             measure=MeasureSection(enabled=measured, prompt_tokens=128, decode_tokens=16, quality_tokens=16384),
-            output=OutputSection(name=f"{number:02} {scheme.weight_spec().label}"),
+            output=OutputSection(name=f"{number:02} {method} {scheme.weight_spec().label}"),
         )
 
 

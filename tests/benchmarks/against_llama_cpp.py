@@ -1,0 +1,196 @@
+"""Decode speed and time to first token beside llama.cpp, on a model of Qwen2.5-0.5B's shape with random weights.
+
+    python tests/benchmarks/against_llama_cpp.py --llama-python PYTHON [--trials 7] [--tokens 32] [--prompt 512]
+
+PYTHON belongs to an environment with `llama-cpp-python` and `gguf`, which this project does not depend on: they run in
+a process of their own, which writes the GGUF files (blocks, norms and biases of random numbers; embedding and head
+tied, in Q8_0 as llama-quantize leaves them at this width), loads them, and times a trial whenever it is told to. Trials
+of both programs take turns, one at a time, so that drift of the machine hits all alike; ratios are medians over trials
+of the ratio within one trial. Where other programs are running only the ratios mean something, and they scatter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import textwrap
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from decode_speed import RECIPES, Trial, _cpu, _random_model, _time_ours
+
+from quantstudio.core.model_info import read_model_info
+from quantstudio.core.plan import make_plan
+from quantstudio.engine.generate import Generator
+from quantstudio.engine.load import load_model
+from quantstudio.engine.quantize import quantize_model
+from quantstudio.engine.reporter import silent
+
+BESIDE = {
+    "W4A16 g128, int4 head": "Q4_0",
+    "W4A16 g128, int8 head": "Q4_0",
+    "W4A8 g128": "Q4_0",
+    "W8A16": "Q8_0",
+    "W8A8": "Q8_0",
+}
+"""Which of llama.cpp's formats each variant is compared with."""
+
+THEIR_PROGRAM = textwrap.dedent(
+    """
+    import ctypes, json, statistics, sys, time
+    import gguf, llama_cpp, numpy
+    folder, threads, prompt, tokens = sys.argv[1], *map(int, sys.argv[2:5])
+    LAYERS, WIDTH, INNER, WORDS, KEYS = 24, 896, 4864, 151936, 128
+    random = numpy.random.default_rng(0)
+
+    def write(path, kind):
+        writer = gguf.GGUFWriter(path, "qwen2")
+        writer.add_block_count(LAYERS); writer.add_context_length(4096); writer.add_embedding_length(WIDTH)
+        writer.add_feed_forward_length(INNER); writer.add_head_count(14); writer.add_head_count_kv(2)
+        writer.add_rope_freq_base(1e6); writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_tokenizer_model("gpt2"); writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list([f"w{number}" for number in range(WORDS)]); writer.add_token_types([1] * WORDS)
+        writer.add_token_merges([])
+
+        def matrix(name, rows, columns, kind=kind):
+            values = (random.standard_normal((rows, columns), dtype=numpy.float32)) * 0.02
+            data = gguf.quants.quantize(values, kind)
+            writer.add_tensor(name, data, raw_dtype=kind)
+
+        def vector(name, size, value=0.0):
+            writer.add_tensor(name, numpy.full(size, value, dtype=numpy.float32))
+
+        matrix("token_embd.weight", WORDS, WIDTH, gguf.GGMLQuantizationType.Q8_0)
+        vector("output_norm.weight", WIDTH, 1.0)
+        for layer in range(LAYERS):
+            block = f"blk.{layer}."
+            for name, rows in (("q", WIDTH), ("k", KEYS), ("v", KEYS)):
+                matrix(f"{block}attn_{name}.weight", rows, WIDTH)
+                vector(f"{block}attn_{name}.bias", rows)
+            matrix(f"{block}attn_output.weight", WIDTH, WIDTH)
+            for name in ("gate", "up"):
+                matrix(f"{block}ffn_{name}.weight", INNER, WIDTH)
+            matrix(f"{block}ffn_down.weight", WIDTH, INNER)
+            vector(f"{block}attn_norm.weight", WIDTH, 1.0)
+            vector(f"{block}ffn_norm.weight", WIDTH, 1.0)
+        writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
+
+    models = {}
+    for kind in ("Q4_0", "Q8_0"):
+        path = f"{folder}/{kind}.gguf"
+        write(path, gguf.GGMLQuantizationType[kind])
+        models[kind] = llama_cpp.Llama(
+            path, n_ctx=prompt + tokens + 8, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+    ids = random.integers(0, 100_000, prompt).tolist()
+
+    def trial(model):
+        model.reset()
+        stamps = [time.perf_counter()]
+        model.eval(ids)
+        for _ in range(tokens):
+            logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+            token = int(numpy.ctypeslib.as_array(logits, shape=(WORDS,)).argmax())
+            stamps.append(time.perf_counter())
+            model.eval([token])
+        steps = [later - earlier for earlier, later in zip(stamps[1:], stamps[2:])]
+        return stamps[1] - stamps[0], statistics.median(steps)
+
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(trial(models[json.loads(line)])), flush=True)
+    """
+)
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [folder, str(options.threads), str(options.prompt), str(options.tokens)]
+        # A program of this file's own, run by the Python that the person named.
+        theirs = subprocess.Popen(
+            [options.llama_python, "-c", THEIR_PROGRAM, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            _answer(theirs)
+            runs = {kind: partial(_time_theirs, theirs, kind) for kind in ("Q4_0", "Q8_0")} | _ours(folder, options)
+            _print_table(_trials(runs, options.trials), options)
+        finally:
+            theirs.kill()
+            theirs.wait()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama-python", required=True, help="Python with llama-cpp-python and gguf")
+    parser.add_argument("--trials", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def _ours(folder: str, options: argparse.Namespace) -> dict[str, Callable[[], Trial]]:
+    original = _random_model(Path(folder) / "original")
+    info = read_model_info(original)
+    prompt = torch.randint(0, 100_000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    runs = {}
+    for number, name in enumerate(BESIDE):
+        out = Path(folder) / str(number)
+        out.mkdir()
+        quantize_model(info, make_plan(info, RECIPES[name]), RECIPES[name], out, silent())
+        runs[name] = partial(_time_ours, Generator(load_model(out, "cpu", silent())), prompt, options.tokens)
+    return runs
+
+
+def _time_theirs(process: subprocess.Popen[str], kind: str) -> Trial:
+    assert process.stdin is not None
+    print(json.dumps(kind), file=process.stdin, flush=True)
+    first, step = _answer(process)
+    return first, step
+
+
+def _answer(process: subprocess.Popen[str]) -> list[float]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("llama.cpp's process ended; its messages are above.")
+    return json.loads(line)
+
+
+def _trials(runs: dict[str, Callable[[], Trial]], count: int) -> dict[str, list[Trial]]:
+    trials: dict[str, list[Trial]] = {name: [] for name in runs}
+    for number in range(count + 1):
+        for name, run in runs.items():
+            trial = run()
+            if number:  # the first is a warm-up
+                trials[name].append(trial)
+            print(f"{number} {name}: {trial[0]:.3f} s, {1 / trial[1]:.1f} tokens/s", flush=True)
+    return trials
+
+
+def _print_table(trials: dict[str, list[Trial]], options: argparse.Namespace) -> None:
+    print(
+        f"{_cpu()}, {options.threads} threads, torch {torch.__version__}; prompt of {options.prompt}, "
+        f"{options.tokens} tokens, {options.trials} trials in turn\n"
+    )
+    print("| | answer, tokens/s | × llama.cpp | first token, s | × llama.cpp | compared with |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, own in trials.items():
+        first, step = (statistics.median(trial[part] for trial in own) for part in (0, 1))
+        base = trials[BESIDE.get(name, name)]
+        start, speed = (statistics.median(b[part] / o[part] for b, o in zip(base, own, strict=True)) for part in (0, 1))
+        print(f"| {name} | {1 / step:.1f} | {speed:.2f} | {first:.2f} | {start:.2f} | {BESIDE.get(name, '')} |")
+
+
+if __name__ == "__main__":
+    main()

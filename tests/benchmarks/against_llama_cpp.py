@@ -55,7 +55,7 @@ THEIR_PROGRAM = textwrap.dedent(
         writer.add_rope_freq_base(1e6); writer.add_layer_norm_rms_eps(1e-6)
         writer.add_tokenizer_model("gpt2"); writer.add_tokenizer_pre("qwen2")
         writer.add_token_list([f"w{number}" for number in range(WORDS)]); writer.add_token_types([1] * WORDS)
-        writer.add_token_merges([])
+        writer.add_token_merges(["w 1"])
 
         def matrix(name, rows, columns, kind=kind):
             values = (random.standard_normal((rows, columns), dtype=numpy.float32)) * 0.02

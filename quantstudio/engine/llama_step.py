@@ -10,6 +10,7 @@ otherwise. Prompts, other devices and other families go through transformers' co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ class LlamaStep:
 class _Layer:
     """One decoder layer; `hidden` is `[1, features]`."""
 
-    def __init__(self, layer: nn.Module, config: PretrainedConfig) -> None:
+    def __init__(self, layer: Any, config: PretrainedConfig) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.head_size = int(attention.head_dim)
         self._qkv = _side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
@@ -99,7 +100,7 @@ class _Layer:
 class _Norm:
     """Root mean square norm of one row, rounded where transformers' modules round."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: Any) -> None:
         self._weight = norm.weight
         self._epsilon = float(norm.variance_epsilon)
 
@@ -110,7 +111,7 @@ class _Norm:
         return wide.mul_((mean + self._epsilon) ** -0.5).to(hidden.dtype).mul_(self._weight)
 
 
-def _side_by_side(parts: Sequence[nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _side_by_side(parts: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor]:
     """What the layers make of one input, side by side.
 
     Weights in bf16 are not joined: they lie in the file's own pages, which cost no memory of the process.

@@ -20,7 +20,7 @@ class RoundToNearest(Section):
 
 
 class Hqq(Section):
-    """HQQ: moves the grid until the rounding error is small in the large. Needs no data; helps most at 2 and 3 bits."""
+    """HQQ: fits each group's grid to all of its weights, not to the largest alone. Needs no data; helps at 2 bits."""
 
     kind: Literal["hqq"] = "hqq"
 

@@ -94,7 +94,7 @@ def search_grid(weight: torch.Tensor, spec: WeightSpec, hessian: torch.Tensor | 
     grouped = weight.view(rows, groups, -1).transpose(0, 1)  # groups first, for batched products
     blocks = None if hessian is None else _diagonal_blocks(hessian, groups)
     least = _errors(grouped, best, blocks)
-    for candidate in _candidates(weight.view(rows, groups, -1), spec):
+    for candidate in candidates(weight.view(rows, groups, -1), spec):
         error = _errors(grouped, candidate, blocks)
         better = error < least
         least = torch.where(better, error, least)
@@ -104,7 +104,8 @@ def search_grid(weight: torch.Tensor, spec: WeightSpec, hessian: torch.Tensor | 
     return best
 
 
-def _candidates(grouped: torch.Tensor, spec: WeightSpec) -> Iterator[Grid]:
+def candidates(grouped: torch.Tensor, spec: WeightSpec) -> Iterator[Grid]:
+    """Grids of many widths, and both signs where symmetric, for weights `[rows, groups, size]`."""
     smallest, largest = spec.code_range
     low, high = torch.aminmax(grouped, dim=-1)
     widest = torch.maximum(high, -low) / -smallest

@@ -1,14 +1,24 @@
-"""HQQ: grids moved until the rounding error is small in a norm that forgives outliers. Needs no text.
+"""HQQ: grids moved until the rounding error is small in another norm than the plain square. Needs no text.
 
-Badri and Shaji, "Half-Quadratic Quantization" (2023, https://mobiusml.github.io/hqq_blog/). The error is measured as
-Σ |w - ŵ|^p with p = 0.7; half-quadratic splitting alternates between setting large errors aside (a shrinkage) and
-fitting the grid to what remains, in closed form. As in torchao's `hqq_scale_only` it is the scale that is fitted: our
-zero points are whole numbers, so that every kernel can run them. It starts from the best of a search over grids, and
-each group keeps the best grid it has met, so no group ends worse than rounded to nearest.
+Badri and Shaji, "Half-Quadratic Quantization" (2023, https://mobiusml.github.io/hqq_blog/): the error Σ |w - ŵ|^p is
+made small by half-quadratic steps, each a least-squares fit of the grid in closed form. Two things differ here. It is
+the scale that is fitted, as in torchao's `hqq_scale_only`, because our zero points are whole numbers, so that every
+kernel can run them; and p is 4 instead of 0.7. With p below 1 large weights are given up, and that costs much on our
+grids, on which rounding to nearest represents a group's largest weight exactly: KL divergence of the starter model on
+held-out pieces of the built-in books, rounded to nearest, p = 0.7, 2, 3, 4:
+
+    W4 g128     0.042  0.061  0.047  0.042  0.042
+    W3 g32      0.130  0.183  0.140  0.129  0.128
+    W2 g32      0.948  2.51   1.51   1.02   0.808
+
+For p above 1 the half-quadratic step takes its multiplicative form, iteratively reweighted least squares (Geman and
+Reynolds, 1992). It starts from a search over widths, and each group keeps the best grid it has met, so that in this
+norm no group ends worse than rounded to nearest.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,15 +28,13 @@ from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.chosen import Chosen
-from quantstudio.engine.methods.grid import Grid, search_grid, stored_scales
+from quantstudio.engine.methods.grid import Grid, candidates, nearest_grid, stored_scales
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.safetensors_io import CheckpointReader
 
-NORM = 0.7
-ROUNDS = 20
-STRENGTH, STRENGTHENED = 10.0, 1.01
-"""β at the start, in units of one step of the grid, and its growth in each round."""
+NORM = 4.0
+ROUNDS = 10
 CHUNK_WEIGHTS = 1 << 22
 
 
@@ -60,26 +68,43 @@ def choose_hqq(info: ModelInfo, plan: QuantizationPlan, work: Path, reporter: Re
 
 
 def _some_rows(weight: torch.Tensor, spec: WeightSpec) -> QuantizedWeight:
-    grid = search_grid(weight, spec)
+    best = nearest_grid(weight, spec)
     if spec.bits == 8:
-        return grid.weight(weight)
-    rows, groups = grid.scales.shape
+        return best.weight(weight)
+    rows, groups = best.scales.shape
     grouped = weight.view(rows, groups, -1)
-    least = torch.full_like(grid.scales, torch.inf)
-    best, strength = grid.scales, STRENGTH
+    least = _distance(grouped, best)
+    for grid in candidates(grouped, spec):
+        least = _take_better(best, least, grid, grouped)
+    grid = replace(best)
     for _ in range(ROUNDS):
-        scales = grid.scales.unsqueeze(-1)
-        codes = _codes(grouped, grid)
-        error = grouped - codes * scales
-        distance = error.abs().pow(NORM).sum(-1)
-        better = distance < least
-        least, best = torch.where(better, distance, least), torch.where(better, grid.scales, best)
-        kept = grouped - _shrink(error / scales.abs(), strength) * scales.abs()
-        fitted = (kept * codes).sum(-1) / codes.square().sum(-1).clamp_min(1e-20)
-        grid.scales = stored_scales(torch.where(fitted.isfinite() & (fitted != 0), fitted, grid.scales))
-        strength *= STRENGTHENED
-    grid.scales = best
-    return grid.weight(weight)
+        grid.scales = _fitted(grouped, grid)
+        least = _take_better(best, least, grid, grouped)
+    return best.weight(weight)
+
+
+def _fitted(grouped: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The half-quadratic step: least squares, each weight counted by |error|^(p - 2) of the grid so far."""
+    codes = _codes(grouped, grid)
+    importance = (grouped - codes * grid.scales.unsqueeze(-1)).abs().pow_(NORM - 2)
+    fitted = (importance * grouped * codes).sum(-1) / (importance * codes.square()).sum(-1)
+    return stored_scales(torch.where(fitted.isfinite(), fitted, grid.scales))
+
+
+def _take_better(best: Grid, least: torch.Tensor, grid: Grid, grouped: torch.Tensor) -> torch.Tensor:
+    """Put the groups in which `grid` is better into `best`; returns the smallest distances."""
+    distance = _distance(grouped, grid)
+    better = distance < least
+    best.scales = torch.where(better, grid.scales, best.scales)
+    if best.zeros is not None and grid.zeros is not None:
+        best.zeros = torch.where(better, grid.zeros, best.zeros)
+    return torch.where(better, distance, least)
+
+
+def _distance(grouped: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Σ |w - ŵ|^p of each group, `[rows, groups]`."""
+    error = _codes(grouped, grid).mul_(grid.scales.unsqueeze(-1)).sub_(grouped)
+    return error.abs_().pow_(NORM).sum(-1)
 
 
 def _codes(grouped: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -90,9 +115,3 @@ def _codes(grouped: torch.Tensor, grid: Grid) -> torch.Tensor:
         return codes.clamp_(low, high)
     zeros = grid.zeros.unsqueeze(-1)
     return codes.add_(zeros).clamp_(low, high).sub_(zeros)
-
-
-def _shrink(error: torch.Tensor, strength: float) -> torch.Tensor:
-    """The generalized soft threshold for |x|^p: small errors become 0, large ones nearly stay."""
-    size = error.abs()
-    return error.sign() * (size - size.clamp_min(1e-8).pow(NORM - 1) / strength).clamp_min_(0)

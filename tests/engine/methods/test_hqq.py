@@ -1,4 +1,4 @@
-"""HQQ forgives outliers; no row depends on another; a stopped run goes on."""
+"""HQQ fits better than the extremes do; no row depends on another; a stopped run goes on."""
 
 import pytest
 import torch
@@ -17,12 +17,10 @@ def error(weight, quantized):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_outliers_no_longer_widen_the_grid(bits, symmetric):
+@pytest.mark.parametrize(("bits", "bound"), [(2, 0.8), (3, 0.85), (4, 1.0)])  # 16 levels leave little to win
+def test_grids_fit_better_than_the_extremes_do(bits, bound, symmetric):
     weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(1))
-    weight[:, ::40] *= 6
     spec = WeightSpec(bits, 64, symmetric)
-    bound = 0.85 if bits < 4 else 0.99  # 16 levels leave little to win
     assert error(weight, quantize_hqq(weight, spec)) < bound * error(weight, quantize_rtn(weight, spec))
 
 

@@ -178,7 +178,7 @@ def test_a_disk_that_fills_while_saving_leaves_nothing_of_the_model(tiny_folder,
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("quantstudio.core.disk._flush_file", full)
+    monkeypatch.setattr("quantstudio.core.disk.flush_file", full)
     message, folder, _ = carry_out(recipe_for(tiny_folder))
     assert message.kind == "disk"
     assert "full" in message.what

@@ -174,16 +174,6 @@ class _Training(Section):
         description="Evaluations without improvement after which training stops. 0 never stops early.",
         json_schema_extra={"advanced": True, "zero": "Never"},
     )
-    keep_blocks: Literal["all", "first_half"] = Field(
-        default="all",
-        title="Blocks to keep",
-        description="first_half removes the second half of the model's blocks before training: half the layers, "
-        "a much worse model that only long training repairs.",
-        json_schema_extra={
-            "advanced": True,
-            "labels": {"all": "All blocks", "first_half": "The first half only"},
-        },
-    )
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         default="auto",
         title="Recompute activations",

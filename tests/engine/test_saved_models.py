@@ -26,7 +26,7 @@ from transformers import (
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
-from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16, ActivationKind
+from quantstudio.core.schemes import W2A8, W2A16, W3A8, W3A16, W4A8, W4A16, W8A8, W8A16, ActivationKind
 from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
 from quantstudio.engine.kernels.activations import fake_quantize_per_token
 from quantstudio.engine.quantize import quantize_model
@@ -75,6 +75,10 @@ SCHEMES = {
     "W4A16 channel": W4A16(group_size="channel"),
     "W4A16 channel asym": W4A16(group_size="channel", symmetric=False),
     "W4A8 g32": W4A8(group_size=32),
+    "W3A16 g32": W3A16(group_size=32),
+    "W3A8 g32 asym": W3A8(group_size=32, symmetric=False),
+    "W2A16 g32": W2A16(group_size=32),
+    "W2A8 channel": W2A8(group_size="channel"),
     "W4A8 channel asym": W4A8(group_size="channel", symmetric=False),
 }
 IDS = torch.randint(3, 200, (2, 24), generator=torch.Generator().manual_seed(0))

@@ -85,12 +85,6 @@ def train_weights(
     """
     if not isinstance(recipe.method, Qat | FineTune):
         raise RecipeError(f"The method {recipe.method.kind} does not train.", field="method.kind")
-    if recipe.method.keep_blocks != "all":
-        raise RecipeError(
-            "Removing half of the blocks before training is not possible yet.",
-            hint="Keep all blocks.",
-            field="method.keep_blocks",
-        )
     work = run_folder / WORK
     chosen = Chosen(work / _CHOSEN)
     if chosen.has(_PART):

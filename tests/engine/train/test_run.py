@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from quantstudio.core import protocol
-from quantstudio.core.errors import Cancelled, RecipeError, TrainingDiverged
+from quantstudio.core.errors import Cancelled, TrainingDiverged
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import Recipe
@@ -161,8 +161,3 @@ def test_stops_early_when_nothing_gets_better(train):
     ran = train(QUICK.model_copy(update={"steps": 30, "evaluations": 15, "patience": 2, "learning_rate": 1e-8}), SCHEME)
     assert ran.metric("train/loss")[-1][0] < 30
     assert any("stopped" in text for text in ran.notices())
-
-
-def test_what_is_not_possible_yet_is_refused_and_not_ignored(train):
-    with pytest.raises(RecipeError, match="half of the blocks"):
-        train(QUICK.model_copy(update={"keep_blocks": "first_half"}), SCHEME)

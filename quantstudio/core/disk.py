@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,7 +27,7 @@ _MAX_MANIFEST_BYTES = 16 << 20
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Replace `path` by `data` (text is UTF-8) in one step: a reader sees the old or the new file. Raises OSError."""
     content = data.encode("utf-8") if isinstance(data, str) else data
-    beside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    beside = beside_of(path)
     try:
         with beside.open("wb") as file:
             file.write(content)
@@ -37,6 +38,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         beside.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def beside_of(path: Path) -> Path:
+    """Where a file is written before it takes its place: a name of this thread of this process alone."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL_SUFFIX}")
 
 
 def partial_of(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -122,3 +123,12 @@ def test_errors_of_the_disk_are_put_into_words(code, words):
 
 def test_an_error_that_is_not_about_the_disk_is_left_alone():
     assert disk_problem(OSError(errno.ECHILD, "no child")) is None
+
+
+def test_threads_that_write_one_file_do_not_take_each_others_pieces(tmp_path):
+    # Regression: pieces were named after the process alone, so the second of two threads found its own moved away.
+    path = tmp_path / "file"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_atomically(path, f"{number}" * 1000), range(200)))
+    assert len(set(path.read_text())) <= 3
+    assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantstudio.core.disk import write_atomically
+from quantstudio.core.disk import beside_of, write_atomically
 from quantstudio.core.hub import HubFile
 from quantstudio.engine.reporter import Reporter
 
@@ -81,7 +81,7 @@ def publish_snapshot(cache: Path, model: str, revision: str, commit: str, files:
 
 def _link(blob: Path, target: Path) -> None:
     """Put a relative link to `blob` at `target`; where links are not allowed (Windows), a second name or a copy."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside = beside_of(target)
     beside.unlink(missing_ok=True)
     try:
         beside.symlink_to(os.path.relpath(blob, target.parent))

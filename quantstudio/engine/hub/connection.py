@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from quantstudio.core.disk import beside_of
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.job_environment import is_offline
 from quantstudio.core.paths import hub_cache
@@ -98,7 +99,7 @@ def save_token(token: str) -> None:
     """Keep a token where the Hub's own client looks for it, readable by this person alone. Raises OSError."""
     path = token_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = beside_of(path)
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write(token)

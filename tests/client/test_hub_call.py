@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from quantstudio.client.download_queue import Download, DownloadQueue, DownloadStatus
-from quantstudio.client.hub_call import HubCall
+from quantstudio.client.hub_call import ask_hub
+from quantstudio.client.job_call import JobCall
 from quantstudio.core.hub import DownloadState
 from quantstudio.core.jobs import DownloadJob, SearchJob
 
@@ -22,7 +23,7 @@ def make_call(qapp):
     made = []
 
     def make(way, argument=""):
-        call = HubCall(command=command(way, argument))
+        call = JobCall(command=command(way, argument))
         made.append(call)
         return call
 
@@ -49,14 +50,14 @@ def make_queue(qapp, monkeypatch, tmp_path):
 def test_a_failed_question_says_why(make_call, qtbot):
     call = make_call("fail")
     with qtbot.waitSignal(call.failed, timeout=5000) as failed:
-        call.ask(SearchJob())
+        ask_hub(call, SearchJob())
     assert failed.args[0].what == "The disk is full."
     assert not call.busy
 
 
 def test_a_cancelled_question_says_so(make_call, qtbot):
     call = make_call("slow", 60)
-    call.ask(SearchJob())
+    ask_hub(call, SearchJob())
     with qtbot.waitSignal(call.stopped, timeout=5000):
         call.cancel()
     assert not call.busy
@@ -66,10 +67,10 @@ def test_a_new_question_silences_the_one_before(make_call, qtbot):
     call, said = make_call("slow", 0.3), []
     for signal in (call.answered, call.failed, call.stopped):
         signal.connect(lambda *args: said.append(args))
-    call.ask(SearchJob())
+    ask_hub(call, SearchJob())
     call._command = command("fail")
     with qtbot.waitSignal(call.failed, timeout=5000):
-        call.ask(SearchJob())
+        ask_hub(call, SearchJob())
     qtbot.wait(500)
     assert len(said) == 1
 

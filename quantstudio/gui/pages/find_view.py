@@ -8,7 +8,8 @@ from PySide6.QtCore import QModelIndex, QTimer, Signal
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QStackedWidget, QVBoxLayout, QWidget
 
-from quantstudio.client.hub_call import HubCall
+from quantstudio.client.hub_call import ask_hub
+from quantstudio.client.job_call import JobCall
 from quantstudio.core.hub import Account, ModelSummary, SearchPage, SearchQuery
 from quantstudio.core.humanize import plural
 from quantstudio.core.jobs import AccountJob, SearchJob
@@ -40,7 +41,7 @@ class FindView(QWidget):
         self.filters = HubFilters()
         self.items = HubItems()
         self.list = HubList(self.items)
-        self.call, self.account_call = HubCall(self), HubCall(self)
+        self.call, self.account_call = JobCall(self), JobCall(self)
         self.account = Account()
         self.model_view = HubModelView(context)
         self.query = SearchQuery()
@@ -55,12 +56,12 @@ class FindView(QWidget):
         """Ask for the first page of what the filters say."""
         self.query, self.page = self.filters.query(), SearchPage()
         self.items.clear()
-        self.call.ask(SearchJob(query=self.query))
+        ask_hub(self.call, SearchJob(query=self.query))
 
     def more(self) -> None:
         """Ask for the next page."""
         if self.page.next_cursor and not self.call.busy:
-            self.call.ask(SearchJob(query=self.query.model_copy(update={"cursor": self.page.next_cursor})))
+            ask_hub(self.call, SearchJob(query=self.query.model_copy(update={"cursor": self.page.next_cursor})))
 
     def open_model(self, summary: ModelSummary) -> None:
         """Show one model's page."""
@@ -86,7 +87,7 @@ class FindView(QWidget):
         folder = self.context.settings.runs_path
         self._machines.ask(lambda: read_machine(folder))
         self.search()
-        self.account_call.ask(AccountJob())
+        ask_hub(self.account_call, AccountJob())
 
     def _connect(self) -> None:
         self.filters.asked.connect(self.search)

@@ -8,7 +8,8 @@ from PySide6.QtCore import Qt, QUrl, Signal
 from PySide6.QtWidgets import QMessageBox, QProgressBar, QStackedWidget, QTabBar, QVBoxLayout, QWidget
 
 from quantstudio.client.download_queue import Download, DownloadStatus
-from quantstudio.client.hub_call import HubCall
+from quantstudio.client.hub_call import ask_hub
+from quantstudio.client.job_call import JobCall
 from quantstudio.core.estimate import COMPANION_BYTES
 from quantstudio.core.hub import Access, ModelDetails, ModelSummary
 from quantstudio.core.humanize import human_bytes
@@ -43,7 +44,7 @@ class HubModelView(QWidget):
     def __init__(self, context: AppContext) -> None:
         super().__init__()
         self.context = context
-        self.call = HubCall(self)
+        self.call = JobCall(self)
         self.summary = ModelSummary(id="")
         self.details: ModelDetails | None = None
         self.about, self.fit, self.layers = AboutTab(), FitTab(), LayersTab()
@@ -66,7 +67,7 @@ class HubModelView(QWidget):
     def look_again(self) -> None:
         """Ask the Hub about the model that is shown, as after signing in."""
         self.banner.say("")
-        self.call.ask(DetailsJob(model=self.summary.id))
+        ask_hub(self.call, DetailsJob(model=self.summary.id))
         self._offer()
 
     def download(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from PySide6.QtCore import QObject, Signal
 from PySide6.QtWidgets import QMessageBox, QProgressBar, QWidget
 
-from quantstudio.client.hub_call import HubCall
+from quantstudio.client.hub_call import ask_hub
+from quantstudio.client.job_call import JobCall
 from quantstudio.core.cache import revisions
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.hub import RemoveResult, VerifyResult
@@ -41,7 +42,7 @@ class Keeper(QObject):
         self.bar.setAccessibleName(tr("Comparing every byte"))
         self.bar.hide()
         self._model: FoundModel | None = None
-        self.call = HubCall(self)
+        self.call = JobCall(self)
         self.call.answered.connect(self._take)
         self.call.failed.connect(self._fail)
         self.call.changed.connect(self._show_progress)
@@ -51,7 +52,7 @@ class Keeper(QObject):
         if not self.call.busy:
             self._model = model
             self.said.emit(f"{tr('Comparing every byte of')} {model.name} …", "info")
-            self.call.ask(VerifyJob(model=model.id if model.kind is ModelKind.CACHE else str(model.path)))
+            ask_hub(self.call, VerifyJob(model=model.id if model.kind is ModelKind.CACHE else str(model.path)))
 
     def delete(self, model: FoundModel) -> None:
         """Ask, then delete: a model of the cache in a worker, a model made here with its run."""
@@ -70,7 +71,7 @@ class Keeper(QObject):
         dialog = DeleteDialog(model, revisions(hub_cache(), model.name), self._window())
         if dialog.exec():
             self._model = model
-            self.call.ask(RemoveJob(model=model.name, revision=dialog.revision()))
+            ask_hub(self.call, RemoveJob(model=model.name, revision=dialog.revision()))
         dialog.deleteLater()
 
     def _delete_run(self, model: FoundModel) -> None:

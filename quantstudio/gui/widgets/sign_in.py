@@ -5,7 +5,8 @@ from __future__ import annotations
 from PySide6.QtCore import QUrl
 from PySide6.QtWidgets import QDialog, QLineEdit, QVBoxLayout, QWidget
 
-from quantstudio.client.hub_call import HubCall
+from quantstudio.client.hub_call import ask_hub
+from quantstudio.client.job_call import JobCall
 from quantstudio.core.hub import Account
 from quantstudio.core.jobs import AccountJob
 from quantstudio.core.protocol import Error
@@ -28,7 +29,7 @@ class SignInDialog(QDialog):
     def __init__(self, account: Account, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.account = account
-        self.call = HubCall(self)
+        self.call = JobCall(self)
         self.banner = Banner()
         self.token = QLineEdit()
         self.token.setEchoMode(QLineEdit.EchoMode.Password)
@@ -56,11 +57,11 @@ class SignInDialog(QDialog):
         self.token.clear()
         if text:
             self.banner.say(tr("Asking the Hub …"))
-            self.call.ask(AccountJob(action="sign_in", token=text))
+            ask_hub(self.call, AccountJob(action="sign_in", token=text))
 
     def forget(self) -> None:
         """Sign out."""
-        self.call.ask(AccountJob(action="sign_out"))
+        ask_hub(self.call, AccountJob(action="sign_out"))
 
     def done(self, result: int) -> None:
         self.token.clear()

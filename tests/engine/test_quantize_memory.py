@@ -1,6 +1,6 @@
 """Peak memory of the quantize job stays under output + two layers + 500 MB, measured in a process of its own.
 
-The suite uses a model of 200 MB and a tighter bound, which its weights would break if they were ever held;
+The suite uses a model of 400 MB and a second bound, which its weights would break if they were ever held;
 `-m benchmark` generates one of 2 GB.
 """
 
@@ -80,11 +80,12 @@ def quantize_alone(source, out):
 
 
 def test_weights_are_never_held(tmp_path):
-    total, _ = random_llama(tmp_path / "model", hidden=1024, inner=4096, layers=3, vocabulary=24000)
+    total, layer = random_llama(tmp_path / "model", hidden=1024, inner=4096, layers=9, vocabulary=24000)
     written, libraries, peak, _ = quantize_alone(tmp_path / "model", tmp_path / "out")
-    assert total > 190 * MB
-    assert peak < written + 500 * MB
-    assert peak - libraries < total  # held, the weights alone would be that much, beside 110 MB that torch takes to run
+    assert total > 390 * MB
+    assert peak < written + 2 * layer + 500 * MB
+    # 160 to 200 MB, by when each thread frees its blocks; held, the weights alone would be 400 MB.
+    assert peak - libraries < 0.7 * total
 
 
 @pytest.mark.benchmark

@@ -1,7 +1,8 @@
 """Downloads in a row: one fetches, the others wait; each can be paused, gone on with, tried again or given up.
 
 One at a time, because two would share one line and both come later. Pausing is cancelling the worker: what was fetched
-stays on the disk, and the next worker goes on from there. Lives as long as the window, whatever page is shown.
+stays on the disk, and the next worker goes on from there. Lives as long as the window, whatever page is shown; the list
+outlives it (`download_list`), and nothing of it starts by itself in the next window.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
-from PySide6.QtCore import QObject, Signal
+from PySide6.QtCore import QObject, Signal, SignalInstance
 
+from quantstudio.client.download_list import Ending, KeptDownload, read_list, write_list
 from quantstudio.client.worker_process import Patience, WorkerProcess
 from quantstudio.core import protocol
 from quantstudio.core.cache import local_snapshot
@@ -29,6 +32,8 @@ class DownloadStatus(StrEnum):
     RUNNING = "running"
     PAUSING = "pausing"
     PAUSED = "paused"
+    INTERRUPTED = "interrupted"
+    """Cut off by the end of the window before; waits to be resumed."""
     DONE = "done"
     FAILED = "failed"
 
@@ -36,6 +41,11 @@ class DownloadStatus(StrEnum):
     def active(self) -> bool:
         """Whether it will go on by itself."""
         return self in (DownloadStatus.WAITING, DownloadStatus.RUNNING, DownloadStatus.PAUSING)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it goes on when it is told to."""
+        return self in (DownloadStatus.PAUSED, DownloadStatus.INTERRUPTED, DownloadStatus.FAILED)
 
 
 @dataclass(slots=True)
@@ -64,6 +74,24 @@ class Download:
             self.files = {name: (total, total) for name, (_, total) in self.files.items()}
         self.files[state.file] = (state.file_done, state.file_total)
 
+    def kept(self) -> KeptDownload | None:
+        """As the next window will find it; None for one that is done or given up."""
+        if self.given_up or self.status is DownloadStatus.DONE:
+            return None
+        ends: dict[DownloadStatus, Ending] = {
+            DownloadStatus.PAUSED: "paused",
+            DownloadStatus.PAUSING: "paused",
+            DownloadStatus.FAILED: "failed",
+        }
+        status = ends.get(self.status, "interrupted")
+        return KeptDownload(job=self.job, status=status, done=self.state.done, total=self.state.total, error=self.error)
+
+    @staticmethod
+    def of(kept: KeptDownload) -> Download:
+        """As the window before left it."""
+        state = DownloadState(done=kept.done, total=kept.total)
+        return Download(kept.job, DownloadStatus(kept.status), state, error=kept.error)
+
 
 class DownloadQueue(QObject):
     """The downloads of this window, by model. All signals carry the model's id; `changed` comes at most every 40 ms."""
@@ -79,10 +107,13 @@ class DownloadQueue(QObject):
         *,
         command: Sequence[str] | None = None,
         patience: Patience | None = None,
+        kept: Path | None = None,
     ) -> None:
+        """`kept`: the file in which the list outlives the window; None: nowhere."""
         super().__init__(parent)
-        self._command, self._patience = command, patience
-        self._downloads: dict[str, Download] = {}
+        self._command, self._patience, self._kept = command, patience, kept
+        before = read_list(kept) if kept else []
+        self._downloads = {each.job.model: Download.of(each) for each in before}
         self._worker: WorkerProcess | None = None
         self._active = ""
         self._removing: dict[str, WorkerProcess] = {}
@@ -103,7 +134,7 @@ class DownloadQueue(QObject):
         if known is not None and known.status.active:
             return
         self._downloads[job.model] = Download(job)
-        (self.changed if known else self.added).emit(job.model)
+        self._tell(job.model, self.changed if known else self.added)
         self._start_next()
 
     def pause(self, model: str) -> None:
@@ -116,15 +147,21 @@ class DownloadQueue(QObject):
             self._worker.cancel()
         else:
             download.status = DownloadStatus.PAUSED
-        self.changed.emit(model)
+        self._tell(model)
 
     def resume(self, model: str) -> None:
-        """Go on with one that is paused or failed."""
+        """Go on with one that is paused, interrupted or failed."""
         download = self._downloads.get(model)
-        if download is not None and download.status in (DownloadStatus.PAUSED, DownloadStatus.FAILED):
+        if download is not None and download.status.resumable:
             download.status, download.error = DownloadStatus.WAITING, None
-            self.changed.emit(model)
+            self._tell(model)
             self._start_next()
+
+    def resume_interrupted(self) -> None:
+        """Go on with everything that the end of the window before cut off, in its old order."""
+        for download in self.downloads:
+            if download.status is DownloadStatus.INTERRUPTED:
+                self.resume(download.model)
 
     def give_up(self, model: str) -> None:
         """Stop and forget it. What it fetched of a model that is not here otherwise is deleted."""
@@ -138,7 +175,8 @@ class DownloadQueue(QObject):
             self._forget(download)
 
     def shutdown(self) -> None:
-        """End what works at once; what was fetched stays. Call before the window is gone."""
+        """End what works at once; what was fetched stays, and so does the list. Call before the window is gone."""
+        self._keep()
         self._closing = True
         for worker in filter(None, (self._worker, *self._removing.values())):
             worker.shutdown()
@@ -155,15 +193,18 @@ class DownloadQueue(QObject):
         self._worker.received.connect(self._on_received)
         self._worker.finished.connect(self._on_finished)
         self._worker.start(download.job)
-        self.changed.emit(download.model)
+        self._tell(download.model)
 
     def _on_received(self, batch: list[Message]) -> None:
         download = self._downloads.get(self._active)
         if download is None:
             return
+        total = download.state.total
         for message in batch:
             if isinstance(message, protocol.Transfer):
                 download.take(DownloadState.of(message))
+        if download.state.total != total:
+            self._keep()
         self.changed.emit(download.model)
 
     def _on_finished(self) -> None:
@@ -188,16 +229,26 @@ class DownloadQueue(QObject):
         if download.given_up and download.status is not DownloadStatus.DONE:
             self._forget(download)
             return
-        self.changed.emit(download.model)
+        self._tell(download.model)
         if download.status is DownloadStatus.DONE:
             self.done.emit(download.model)
 
     def _forget(self, download: Download) -> None:
         del self._downloads[download.model]
+        self._keep()
         self.removed.emit(download.model)
         started = download.state.total > 0 and download.status is not DownloadStatus.DONE
         if started and local_snapshot(hub_cache(), download.model, "") is None:
             self._remove_remains(download.model)
+
+    def _tell(self, model: str, signal: SignalInstance | None = None) -> None:
+        """A download stands elsewhere now: write it down, and say so."""
+        self._keep()
+        (signal or self.changed).emit(model)
+
+    def _keep(self) -> None:
+        if self._kept and not self._closing:  # what ends because the window does is to come back
+            write_list(self._kept, filter(None, (download.kept() for download in self.downloads)))
 
     def _remove_remains(self, model: str) -> None:
         """Delete what a given-up download has left; the library shows it if that fails."""

@@ -43,6 +43,12 @@ def cached_repos(cache: Path) -> list[CachedRepo]:
     return [_repo(path) for path in sorted(cache.glob("models--*--*")) if path.is_dir()]
 
 
+def cached_repo(cache: Path, model: str) -> CachedRepo | None:
+    """What the cache has of one model; None when it has nothing."""
+    path = repo_path(cache, model)
+    return _repo(path) if path.is_dir() else None
+
+
 def local_snapshot(cache: Path, model: str, revision: str) -> Path | None:
     """The snapshot that a branch, tag or commit points to here; for no revision `main`, else the newest."""
     repo = repo_path(cache, model)

@@ -36,6 +36,11 @@ def runs_home() -> Path:
     return data_home() / "runs"
 
 
+def downloads_file() -> Path:
+    """Where a window leaves the downloads that are not finished for the next one."""
+    return data_home() / "downloads.json"
+
+
 def hub_cache() -> Path:
     """The Hugging Face cache, found by the variables that the library itself reads."""
     if cache := os.environ.get("HF_HUB_CACHE"):

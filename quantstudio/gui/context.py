@@ -54,12 +54,19 @@ class AppContext(QObject):
         """The downloads of this window; made when first asked for, so that the start does not wait for its types."""
         if self._downloads is None:
             from quantstudio.client.download_queue import DownloadQueue
+            from quantstudio.core.paths import downloads_file
 
-            self._downloads = DownloadQueue(self)
+            self._downloads = DownloadQueue(self, kept=downloads_file())
             for signal in (self._downloads.done, self._downloads.removed):
                 signal.connect(lambda _: self.library.refresh(self.settings))
             self.closing.connect(self._downloads.shutdown)
         return self._downloads
+
+    def has_kept_downloads(self) -> bool:
+        """Whether the window before has left downloads, without making their queue."""
+        from quantstudio.core.paths import downloads_file
+
+        return downloads_file().is_file()
 
     def open_models(self) -> None:
         """Show the list of models."""

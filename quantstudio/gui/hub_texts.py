@@ -6,7 +6,7 @@ from datetime import datetime
 
 from quantstudio.client.download_queue import Download, DownloadStatus
 from quantstudio.core.fit import Instead, Need, Range, Task, Verdict, rough_needs, usable
-from quantstudio.core.hub import ModelSummary, TransferStage
+from quantstudio.core.hub import DownloadState, ModelSummary, TransferStage
 from quantstudio.core.humanize import human_bytes, human_count, human_rate, human_seconds, rough_seconds
 from quantstudio.core.machine import Machine
 from quantstudio.core.protocol import Error
@@ -148,13 +148,20 @@ def transfer_words(download: Download) -> str:
         case DownloadStatus.PAUSING:
             return "Pausing …"
         case DownloadStatus.PAUSED:
-            return f"Paused. {human_bytes(state.done)} are kept." if state.done else "Paused"
+            return f"Paused. {_kept_words(state)}" if state.done else "Paused"
+        case DownloadStatus.INTERRUPTED:
+            return f"The window was closed before it was whole. {_kept_words(state)}".strip()
         case DownloadStatus.DONE:
             return "Whole and verified"
         case DownloadStatus.FAILED:
             return "Stopped by a problem. What was fetched is kept."
         case _:
             return _stage_words(download)
+
+
+def _kept_words(state: DownloadState) -> str:
+    of = f" of {human_bytes(state.total)}" if state.total else ""
+    return f"{human_bytes(state.done)}{of} are kept." if state.done else ""
 
 
 def _stage_words(download: Download) -> str:

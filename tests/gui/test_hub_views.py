@@ -180,6 +180,33 @@ def test_closing_the_window_ends_a_download_and_keeps_what_it_has(page, hub, qtb
     assert max(path.stat().st_size for path in partial) > 250_000
 
 
+def test_a_new_window_offers_what_the_one_before_left_and_asks_nobody(page, hub, make_context, qtbot):
+    hub.rate = 1.5e6
+    page.start_download("ada/wide")
+    page.start_download("ada/small")
+    before = page.context.downloads
+    qtbot.waitUntil(lambda: before.download("ada/wide").state.done > 300_000, timeout=PATIENCE)
+    page.context.closing.emit()
+    hub.seen.clear()
+    hub.rate = 0
+    new = ModelsPage(make_context())
+    qtbot.addWidget(new)
+    new.resize(1000, 640)
+    new.show()
+    qtbot.waitUntil(lambda: new.tabs.tabText(Tab.DOWNLOADS) == "Downloads (2 not finished)", timeout=PATIENCE)
+    qtbot.mouseClick(new.tabs, Qt.MouseButton.LeftButton, pos=new.tabs.tabRect(Tab.DOWNLOADS).center())
+    view, queue = new.downloads_view, new.context.downloads
+    assert "2 downloads were not finished" in view.left.text()
+    card = view.cards["ada/wide"]
+    assert "are kept" in card.words.whole_text()
+    assert 0 < card.total.value() < card.total.maximum()
+    assert not hub.seen
+    click(qtbot, view.resume_all)
+    qtbot.waitUntil(lambda: all(d.status is DownloadStatus.DONE for d in queue.downloads), timeout=PATIENCE)
+    assert queue.download("ada/wide").result.reused_bytes > 250_000
+    assert not view.left.isVisible()
+
+
 def test_a_failed_download_says_why_and_is_tried_again(page, hub, qtbot):
     shutil.copytree(hub.root / "ada/small", hub.root / "ada/gone")
     page.start_download("ada/missing")

@@ -10,7 +10,7 @@ from quantstudio.core.humanize import human_bytes
 from quantstudio.core.job_environment import hub_endpoint
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import tr
-from quantstudio.gui.widgets.basics import MARGIN, EmptyState, button
+from quantstudio.gui.widgets.basics import MARGIN, Banner, EmptyState, button, row
 from quantstudio.gui.widgets.download_card import DownloadCard
 from quantstudio.gui.widgets.stranger_text import open_web
 
@@ -32,6 +32,7 @@ class DownloadsView(QWidget):
         for signal in (self.queue.added, self.queue.changed):
             signal.connect(self._show)
         self.queue.removed.connect(self._take_off)
+        self._offer()
 
     def _show(self, model: str) -> None:
         download = self.queue.download(model)
@@ -41,6 +42,7 @@ class DownloadsView(QWidget):
             self._add_card(model)
         self.cards[model].show_download(download)
         self._stack.setCurrentIndex(1)
+        self._offer()
 
     def _add_card(self, model: str) -> None:
         card = self.cards[model] = DownloadCard(model)
@@ -57,6 +59,16 @@ class DownloadsView(QWidget):
             card.hide()
             card.deleteLater()
         self._stack.setCurrentIndex(1 if self.cards else 0)
+        self._offer()
+
+    def _offer(self) -> None:
+        """Say what the window before has left, for as long as it waits for a word."""
+        count = sum(download.status is DownloadStatus.INTERRUPTED for download in self.queue.downloads)
+        text = tr("One download was not finished when the window was closed. What was fetched is kept.")
+        if count > 1:
+            text = f"{count} {tr('downloads were not finished when the window was closed. What was fetched is kept.')}"
+        self.left.say(text if count else "", "info")
+        self.resume_all.setVisible(count > 1)
 
     def _cancel(self, model: str) -> None:
         download = self.queue.download(model)
@@ -83,6 +95,16 @@ class DownloadsView(QWidget):
         find = button("Find a model", self.find_wanted.emit, icon="search", variant="primary")
         text = "Models that you download from the Hub appear here. You can go on working meanwhile."
         self.empty = EmptyState("download", "No downloads", text, find)
+        self.left = Banner()
+        self.resume_all = button(
+            "Resume all",
+            self.queue.resume_interrupted,
+            icon="play",
+            variant="primary",
+            tooltip="Go on with all of them, one after the other.",
+        )
+        top = row(self.left, self.resume_all)
+        top.setStretch(0, 1)
         inside = QWidget()
         self._column = QVBoxLayout(inside)
         self._column.setContentsMargins(0, 8, 8, MARGIN)
@@ -96,5 +118,6 @@ class DownloadsView(QWidget):
         self._stack.addWidget(self.empty)
         self._stack.addWidget(scroll)
         layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._stack)
+        layout.setContentsMargins(0, 8, 0, 0)
+        layout.addLayout(top)
+        layout.addWidget(self._stack, 1)

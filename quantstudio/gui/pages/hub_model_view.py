@@ -255,7 +255,7 @@ class HubModelView(QWidget):
 
 
 def _is_paused(queued: Download | None) -> bool:
-    return queued is not None and queued.status is DownloadStatus.PAUSED
+    return queued is not None and queued.status in (DownloadStatus.PAUSED, DownloadStatus.INTERRUPTED)
 
 
 def _device(folder: Path) -> int:

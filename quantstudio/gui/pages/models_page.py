@@ -1,6 +1,7 @@
 """The Models page: what is on this machine, what the Hub has, and what is on its way from there.
 
-The views for the Hub are made when they are first opened, and only then is the Hub asked for anything.
+The views for the Hub are made when they are first opened, and only then is the Hub asked for anything. Downloads that
+the window before has left are counted on their tab from the start; that takes a look at the disk.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from PySide6.QtCore import QTimer
 from PySide6.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent
 from PySide6.QtWidgets import QStackedWidget, QTabBar, QWidget
 
@@ -55,6 +57,8 @@ class ModelsPage(QWidget):
         self.tabs.currentChanged.connect(lambda place: self.show_tab(Tab(place)))
         self.library.repair_wanted.connect(self.start_download)
         self.library.find_wanted.connect(lambda: self.show_tab(Tab.FIND))
+        if context.has_kept_downloads():
+            QTimer.singleShot(0, self, self._count)  # after the first paint
 
     @property
     def find_view(self) -> FindView:
@@ -80,6 +84,7 @@ class ModelsPage(QWidget):
             queue = self.context.downloads
             for signal in (queue.added, queue.changed, queue.removed):
                 signal.connect(lambda _: self._count())
+            self._count()
         return self._downloads
 
     def show_tab(self, tab: Tab) -> None:
@@ -113,9 +118,11 @@ class ModelsPage(QWidget):
         self.library.drop(event)
 
     def _count(self) -> None:
-        active = sum(download.status.active for download in self.context.downloads.downloads)
-        title = tr(_TITLES[Tab.DOWNLOADS])
-        self.tabs.setTabText(Tab.DOWNLOADS, f"{title} ({active})" if active else title)
+        downloads = self.context.downloads.downloads
+        active = sum(download.status.active for download in downloads)
+        stopped = sum(download.status.resumable for download in downloads)
+        count = f" ({active})" if active else f" ({stopped} {tr('not finished')})" if stopped else ""
+        self.tabs.setTabText(Tab.DOWNLOADS, tr(_TITLES[Tab.DOWNLOADS]) + count)
 
     def _lay_out(self) -> None:
         for tab in Tab:

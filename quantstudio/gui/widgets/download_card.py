@@ -19,6 +19,7 @@ _BADGES = {
     DownloadStatus.RUNNING: ("Downloading", "accent"),
     DownloadStatus.PAUSING: ("Pausing", ""),
     DownloadStatus.PAUSED: ("Paused", "warning"),
+    DownloadStatus.INTERRUPTED: ("Not finished", "warning"),
     DownloadStatus.DONE: ("Here", "success"),
     DownloadStatus.FAILED: ("Stopped", "error"),
 }
@@ -83,7 +84,7 @@ class DownloadCard(Card):
         self.problem.say(error_words(download.error) if download.error else "", "error")
         status = download.status
         self.pause.setVisible(status in (DownloadStatus.WAITING, DownloadStatus.RUNNING))
-        self.resume.setVisible(status in (DownloadStatus.PAUSED, DownloadStatus.FAILED))
+        self.resume.setVisible(status.resumable)
         self.resume.setText(tr("Try again") if status is DownloadStatus.FAILED else tr("Resume"))
         refused = download.error is not None and download.error.kind == "access_needed"
         self.licence.setVisible(refused)

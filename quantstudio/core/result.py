@@ -82,6 +82,19 @@ class Quality(_Plain):
     """Share of positions at which both pick the same likeliest token."""
 
 
+class KvCacheCost(_Plain):
+    """A key-value cache in int8 against one in bf16, same model, same windows. Intervals by paired block bootstrap."""
+
+    tokens: int
+    perplexity_change: Interval
+    """Relative, as in `Quality`."""
+    kl: Interval
+    top1: Interval
+    bytes_per_token: int
+    bf16_bytes_per_token: int
+    """What each further token of a text takes in the cache."""
+
+
 class KeptLayer(_Plain):
     """A layer that stayed in the model's own precision, and why."""
 
@@ -164,6 +177,8 @@ class RunResult(_Plain):
     quantized: Performance | None = None
     original_last: Performance | None = None
     quality: Quality | None = None
+    kv_cache: KvCacheCost | None = None
+    """Of the quantized model, when the recipe's machine section asks for int8."""
     data: DataSummary | None = None
     """None: the method needed no text."""
     costs: RunCosts | None = None
@@ -181,4 +196,5 @@ class Measurement(_Plain):
     performance: Performance
     perplexity: Interval
     bits_per_byte: Interval
+    kv_cache: KvCacheCost | None = None
     environment: Environment

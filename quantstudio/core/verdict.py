@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from quantstudio.core.comparison import NEAR, SAME, baseline
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
-from quantstudio.core.result import Interval, Performance, Quality, RunResult, Spread
+from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality, RunResult, Spread
 
 DRIFT = 0.05
 """From this relative difference between the first and the last measurement of the original, it is mentioned."""
@@ -22,6 +22,8 @@ def verdict(result: RunResult) -> tuple[str, ...]:
         sentences += [_decode(original, quantized), _prompt(original, quantized), _memory(original, quantized)]
     if result.quality:
         sentences += _quality(result.quality)
+    if result.kv_cache:
+        sentences.append(kv_cache_cost(result.kv_cache))
     if result.original_first and result.original_last:
         sentences += _drift(result.original_first, result.original_last)
     if not quantized:
@@ -101,6 +103,17 @@ def _quality(quality: Quality) -> list[str]:
         first = f"Quality: perplexity {percent} {direction} ({_range(change)} with 95 % confidence; {values})."
     same = f"{quality.top1.value * 100:.1f} %"
     return [first, f"Agrees with the original on the likeliest next token {same} of the time."]
+
+
+def kv_cache_cost(cost: KvCacheCost) -> str:
+    """What remembering in int8 saves and costs, measured, in one sentence."""
+    share = cost.bytes_per_token / max(1, cost.bf16_bytes_per_token)
+    change = cost.perplexity_change
+    seen = "no measurable change" if change.low <= 0 <= change.high else f"{change.value * 100:+.{_digits(change)}f} %"
+    return (
+        f"int8 key-value cache: {share * 100:.0f} % of the memory for each token of the text; perplexity {seen} "
+        f"({_range(change)} with 95 % confidence)."
+    ).replace(" -", " −")
 
 
 def _drift(first: Performance, last: Performance) -> list[str]:

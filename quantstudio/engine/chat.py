@@ -19,7 +19,7 @@ from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import ChatJob, ChatRequest, Turn
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import read_model_info
-from quantstudio.core.recipe import ModelSection
+from quantstudio.core.recipe import KvCache, ModelSection
 from quantstudio.core.usage import mark_used
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import PROMPT_CHUNK, Generator, Stats
@@ -42,12 +42,14 @@ def run_chat(job: ChatJob, requests: queue.Queue[Turn | None], reporter: Reporte
         torch.set_num_threads(job.machine.threads)
     loaded = load_model(folder, job.machine.device, reporter)
     reporter.phase("chat", "Ready", 1, 2)
-    converse(loaded, requests, reporter)
+    converse(loaded, requests, reporter, job.machine.kv_cache)
 
 
-def converse(loaded: LoadedModel, requests: queue.Queue[Turn | None], reporter: Reporter) -> None:
+def converse(
+    loaded: LoadedModel, requests: queue.Queue[Turn | None], reporter: Reporter, kv_cache: KvCache = KvCache.BF16
+) -> None:
     """Answer requests in order until None comes. Raises `Cancelled`."""
-    chat = Chat(loaded, reporter)
+    chat = Chat(loaded, reporter, kv_cache)
     number = 0
     while (turn := _next(requests, reporter)) is not None:
         chat.answer(turn, number)
@@ -66,11 +68,11 @@ def _next(requests: queue.Queue[Turn | None], reporter: Reporter) -> Turn | None
 class Chat:
     """A loaded model and the means to answer with it."""
 
-    def __init__(self, loaded: LoadedModel, reporter: Reporter) -> None:
+    def __init__(self, loaded: LoadedModel, reporter: Reporter, kv_cache: KvCache = KvCache.BF16) -> None:
         if loaded.tokenizer is None:
             raise QuantStudioError("This model has no tokenizer, so it cannot write text.")
         self._tokenizer = loaded.tokenizer
-        self._generator = Generator(loaded)
+        self._generator = Generator(loaded, kv_cache)
         self._reporter = reporter
 
     def answer(self, turn: Turn, number: int) -> None:

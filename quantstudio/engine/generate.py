@@ -20,6 +20,7 @@ import torch
 
 from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import Sampling
+from quantstudio.core.recipe import KvCache
 from quantstudio.engine.cuda_graph import GraphDecoder, fits_graph
 from quantstudio.engine.detokenize import Detokenizer
 from quantstudio.engine.interrupt import Interrupted, interrupted_by
@@ -52,15 +53,20 @@ class Stats:
 
 
 class Generator:
-    """Keeps one sequence: `prefill` starts it anew, `decode_step` lengthens it, `stream` does both as an answer."""
+    """Keeps one sequence: `prefill` starts it anew, `decode_step` lengthens it, `stream` does both as an answer.
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    `kv_cache`: how keys and values are kept; on a GPU, int8 gives up the recorded graph.
+    """
+
+    def __init__(self, loaded: LoadedModel, kv_cache: KvCache = KvCache.BF16) -> None:
         self._loaded = loaded
+        self._kv_cache = kv_cache
         self._model = loaded.model
         self._device = torch.device(loaded.device)
         self._text_config = loaded.model.config.get_text_config(decoder=True)
-        self._cache = make_cache(loaded.model.config, reserve=0)
-        self._uses_graph = self._device.type == "cuda" and fits_graph(loaded.model.config)
+        self._cache = make_cache(loaded.model.config, reserve=0, kind=kv_cache)
+        static = kv_cache is KvCache.BF16  # what a graph replays holds no other cache
+        self._uses_graph = self._device.type == "cuda" and static and fits_graph(loaded.model.config)
         self._graph: GraphDecoder | None = None
         self._tokens: list[int] = []
         self._reused = 0
@@ -187,7 +193,7 @@ class Generator:
         """An empty cache with room for `length` tokens."""
         self._tokens, self._reused = [], 0
         if not self._uses_graph:
-            self._cache = make_cache(self._model.config, reserve=length)
+            self._cache = make_cache(self._model.config, reserve=length, kind=self._kv_cache)
         elif self._graph is not None and length <= self._graph.capacity:
             self._graph.restart()
         else:

@@ -3,7 +3,10 @@
 transformers' dynamic cache copies all past keys and values for every new token; its static cache computes attention
 over the unused rest. This one keeps a buffer with room to spare and hands attention a view of the part in use, so a
 token costs one small write. The layers behave like those of `DynamicCache`, so transformers' masks fit.
-Batches of one sequence only, as everywhere in this program.
+
+On int8 the cache holds codes and one scale for each token and head, and attention is handed what they stand for, one
+layer at a time: about half the memory, and every reader (prompt, one token, a kept prefix) sees the same numbers,
+because nothing is ever kept in both forms.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ import torch
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from quantstudio.core.recipe import KvCache
+
 _STEP = 256
 """Buffers grow to a multiple of this many positions, at least doubling."""
+_LARGEST = 127
 
 
 def cache_argument(model: PreTrainedModel, kv_cache: Cache) -> dict[str, Any]:
@@ -32,7 +38,7 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
 
 
 class _Buffer:
-    """Keys and values `[1, heads, capacity, head size]` of which `used` positions are filled."""
+    """Keys and values `[batch, heads, capacity, head size]` of which `used` positions are filled."""
 
     def __init__(self, reserve: int) -> None:
         self.used = 0
@@ -41,8 +47,8 @@ class _Buffer:
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         end = self.used + keys.shape[2]
-        self._keys = self._with_room(self._keys, keys, end)
-        self._values = self._with_room(self._values, values, end)
+        self._keys = _with_room(self._keys, keys, self.used, end, self._reserve)
+        self._values = _with_room(self._values, values, self.used, end, self._reserve)
         self._keys[:, :, self.used : end] = keys
         self._values[:, :, self.used : end] = values
         self.used = end
@@ -55,22 +61,70 @@ class _Buffer:
         """Everything from position `first` on, without a copy."""
         return self._keys[:, :, first : self.used], self._values[:, :, first : self.used]
 
-    def _with_room(self, old: torch.Tensor, like: torch.Tensor, needed: int) -> torch.Tensor:
-        capacity = old.shape[2]
-        if needed <= capacity:
-            return old
-        capacity = -(-max(needed, self._reserve, 2 * capacity) // _STEP) * _STEP
-        batch, heads, _, size = like.shape
-        new = like.new_empty((batch, heads, capacity, size))
-        if self.used:
-            new[:, :, : self.used] = old[:, :, : self.used]
-        return new
+    def bytes_per_position(self) -> int:
+        return sum(tensor[:, :, :1].nbytes for tensor in (self._keys, self._values))
+
+
+class _Int8Buffer:
+    """As `_Buffer`, in int8: codes `[batch, heads, capacity, head size]`, scales `[batch, heads, capacity, 1]`.
+
+    Scales are rounded to the dtype of keys and values before the codes are made for them.
+    """
+
+    def __init__(self, reserve: int) -> None:
+        self.used = 0
+        self._codes, self._scales = _Buffer(reserve), _Buffer(reserve)
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        key_codes, key_scales = _to_int8(keys)
+        value_codes, value_scales = _to_int8(values)
+        self._codes.append(key_codes, value_codes)
+        self._scales.append(key_scales, value_scales)
+        self.used = self._codes.used
+
+    def cut(self, length: int) -> None:
+        """Forget what comes after the first `length` positions; the room stays."""
+        self._codes.cut(length)
+        self._scales.cut(length)
+        self.used = self._codes.used
+
+    def view(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the codes from position `first` on stand for."""
+        (keys, values), (key_scales, value_scales) = self._codes.view(first), self._scales.view(first)
+        return keys.to(key_scales.dtype).mul_(key_scales), values.to(value_scales.dtype).mul_(value_scales)
+
+    def bytes_per_position(self) -> int:
+        return self._codes.bytes_per_position() + self._scales.bytes_per_position()
+
+
+def _with_room(old: torch.Tensor, like: torch.Tensor, used: int, needed: int, reserve: int) -> torch.Tensor:
+    capacity = old.shape[2]
+    if needed <= capacity:
+        return old
+    capacity = -(-max(needed, reserve, 2 * capacity) // _STEP) * _STEP
+    batch, heads, _, size = like.shape
+    new = like.new_empty((batch, heads, capacity, size))
+    if used:
+        new[:, :, :used] = old[:, :, :used]
+    return new
+
+
+def _to_int8(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric codes -127…127, one scale for each token and head. In fp32: bf16 cannot hold codes and a half."""
+    wide = states.float()
+    scales = (wide.abs().amax(-1, keepdim=True) / _LARGEST).clamp_min_(torch.finfo(states.dtype).tiny)
+    scales = scales.to(states.dtype)
+    codes = (wide / scales.float()).round_().clamp_(-_LARGEST, _LARGEST)
+    return codes.to(torch.int8), scales
+
+
+_BUFFERS: dict[KvCache, type[_Buffer | _Int8Buffer]] = {KvCache.BF16: _Buffer, KvCache.INT8: _Int8Buffer}
 
 
 class _FullLayer(DynamicLayer):
-    def __init__(self, reserve: int) -> None:
+    def __init__(self, buffer: _Buffer | _Int8Buffer) -> None:
         super().__init__()
-        self._buffer = _Buffer(reserve)
+        self._buffer = buffer
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -82,6 +136,9 @@ class _FullLayer(DynamicLayer):
         """Forget what comes after the first `length` positions."""
         self._buffer.cut(length)
 
+    def bytes_per_position(self) -> int:
+        return self._buffer.bytes_per_position()
+
     def get_seq_length(self) -> int:
         return self._buffer.used
 
@@ -89,9 +146,9 @@ class _FullLayer(DynamicLayer):
 class _SlidingLayer(DynamicSlidingWindowLayer):
     """Keeps every position and shows the last `sliding_window - 1` before the new ones."""
 
-    def __init__(self, sliding_window: int, reserve: int) -> None:
+    def __init__(self, sliding_window: int, buffer: _Buffer | _Int8Buffer) -> None:
         super().__init__(sliding_window=sliding_window)
-        self._buffer = _Buffer(reserve)
+        self._buffer = buffer
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -106,6 +163,9 @@ class _SlidingLayer(DynamicSlidingWindowLayer):
         self._buffer.cut(length)
         self.cumulative_length = self._buffer.used
 
+    def bytes_per_position(self) -> int:
+        return self._buffer.bytes_per_position()
+
 
 def cut(kv_cache: Cache, length: int) -> bool:
     """Shorten a cache of `make_cache` to its first `length` positions. False: it has layers that cannot go back."""
@@ -117,15 +177,21 @@ def cut(kv_cache: Cache, length: int) -> bool:
     return True
 
 
-def make_cache(config: PretrainedConfig, reserve: int) -> Cache:
-    """A cache for one sequence with room for `reserve` positions before it has to grow.
+def bytes_per_position(kv_cache: Cache) -> int:
+    """Bytes that one more token takes in a cache of `make_cache` that is not empty."""
+    return sum(layer.bytes_per_position() for layer in kv_cache.layers if isinstance(layer, _FullLayer | _SlidingLayer))
 
-    Layers of kinds that are not known here (recurrent, chunked …) stay transformers' own.
+
+def make_cache(config: PretrainedConfig, reserve: int, kind: KvCache = KvCache.BF16) -> Cache:
+    """A cache with room for `reserve` positions before it has to grow.
+
+    `kind`: `bf16` keeps keys and values as they come, `int8` rounds them. Layers of kinds that are not known here
+    (recurrent, chunked …) stay transformers' own, as they come.
     """
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[index] = _FullLayer(reserve)
+            cache.layers[index] = _FullLayer(_BUFFERS[kind](reserve))
         elif type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[index] = _SlidingLayer(layer.sliding_window, reserve)
+            cache.layers[index] = _SlidingLayer(layer.sliding_window, _BUFFERS[kind](reserve))
     return cache

@@ -126,6 +126,7 @@ def measure_only(job: MeasureJob, reporter: Reporter) -> Measurement:
         performance=measured.performance,
         perplexity=measured.perplexity,
         bits_per_byte=measured.bits_per_byte,
+        kv_cache=measured.kv_cache,
         environment=read_environment(folder),
     )
 
@@ -217,6 +218,7 @@ def _measured(result: RunResult, original: Path, quantized: Path, enter: _Phases
             "quantized": second.performance,
             "original_last": last.performance,
             "quality": second.quality,
+            "kv_cache": second.kv_cache,
         }
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quantstudio.core import protocol
+from quantstudio.core.recipe import KvCache
 from quantstudio.engine.failures import as_message, details
 from quantstudio.engine.measure.memory import MemorySampler
 from quantstudio.engine.measure.spec import QUALITY_PHASE, Measured, MeasureSpec
@@ -49,23 +50,26 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
 
     from quantstudio.engine.load import load_model
     from quantstudio.engine.measure.performance import load_timed, measure_performance
-    from quantstudio.engine.measure.quality import measure_quality, measure_text_fit
+    from quantstudio.engine.measure.quality import measure_kv_cache, measure_quality, measure_text_fit
     from quantstudio.engine.measure.text import read_text
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = spec.machine.seed
     text = read_text(spec.measure.text, spec.measure.quality_tokens)
     loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter)
-    performance = measure_performance(loaded, load_s, spec.label, text, spec.measure, seed, reporter)
+    kind = spec.machine.kv_cache
+    performance = measure_performance(loaded, load_s, spec.label, text, spec.measure, seed, reporter, kind)
     if not spec.original and not spec.alone:
         return Measured(performance=performance)
     reporter.phase(QUALITY_PHASE, "Comparing quality", 0, 1)
+    int8 = kind is KvCache.INT8
+    cost = measure_kv_cache(loaded, text, spec.measure, seed, reporter) if int8 else None
     if spec.alone:
         perplexity, bits_per_byte = measure_text_fit(loaded, text, spec.measure, seed, reporter)
-        return Measured(performance=performance, perplexity=perplexity, bits_per_byte=bits_per_byte)
+        return Measured(performance=performance, perplexity=perplexity, bits_per_byte=bits_per_byte, kv_cache=cost)
     original = load_model(Path(spec.original), spec.machine.device, reporter)
     quality = measure_quality(original, loaded, text, spec.measure, seed, reporter)
-    return Measured(performance=performance, quality=quality)
+    return Measured(performance=performance, quality=quality, kv_cache=cost)
 
 
 def _measure_sampled(spec: MeasureSpec, reporter: Reporter) -> Measured:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from quantstudio.core.errors import ModelUnsupported
-from quantstudio.core.recipe import MeasureSection
+from quantstudio.core.recipe import KvCache, MeasureSection
 from quantstudio.core.result import Performance, Spread
 from quantstudio.engine.generate import Generator
 from quantstudio.engine.load import LoadedModel, load_model
@@ -40,10 +40,17 @@ def load_timed(folder: Path, device: str, reporter: Reporter) -> tuple[LoadedMod
 
 
 def measure_performance(
-    loaded: LoadedModel, load_s: float, label: str, text: Text, measure: MeasureSection, seed: int, reporter: Reporter
+    loaded: LoadedModel,
+    load_s: float,
+    label: str,
+    text: Text,
+    measure: MeasureSection,
+    seed: int,
+    reporter: Reporter,
+    kv_cache: KvCache = KvCache.BF16,
 ) -> Performance:
     """One warm-up, then `measure.trials` trials of a prompt and an answer. Times include picking each token."""
-    generator = Generator(loaded)
+    generator = Generator(loaded, kv_cache)
     prompt_tokens, decode_tokens = _lengths(generator, measure, reporter)
     prompt = prompt_ids(text, _tokenizer(loaded), prompt_tokens, seed)
     trials: list[tuple[float, float]] = []

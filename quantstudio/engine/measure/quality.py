@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
 from quantstudio.core.errors import BadWeights
-from quantstudio.core.recipe import MeasureSection
-from quantstudio.core.result import Interval, Quality
-from quantstudio.engine.kv_cache import cache_argument
+from quantstudio.core.recipe import KvCache, MeasureSection
+from quantstudio.core.result import Interval, KvCacheCost, Quality
+from quantstudio.engine.kv_cache import bytes_per_position, cache_argument, make_cache
 from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.measure.bootstrap import BlockSums, quality_intervals, sum_blocks
 from quantstudio.engine.measure.text import Text, Windows, cut_windows
@@ -74,8 +74,42 @@ def measure_text_fit(
 
 
 @torch.inference_mode()
-def score(original: PreTrainedModel, quantized: PreTrainedModel | None, windows: Windows, reporter: Reporter) -> Scores:
-    """Score every position; without `quantized`, only the negative log likelihood of `original`."""
+def measure_kv_cache(
+    loaded: LoadedModel, text: Text, measure: MeasureSection, seed: int, reporter: Reporter
+) -> KvCacheCost:
+    """What a key-value cache in int8 costs this model, against the same model without. Raises as `measure_quality`."""
+    windows = quality_windows(loaded, text, measure, seed, reporter)
+    scores = score(loaded.model, loaded.model, windows, reporter, kv_cache=KvCache.INT8)
+    intervals = quality_intervals(block_sums(scores), seed)
+    some = torch.from_numpy(windows.ids[:1, :1]).to(loaded.model.device)
+    sizes = {}
+    for kind in KvCache:
+        cache = make_cache(loaded.model.config, reserve=0, kind=kind)
+        loaded.model(input_ids=some, logits_to_keep=1, **cache_argument(loaded.model, cache))
+        sizes[kind] = bytes_per_position(cache)
+    return KvCacheCost(
+        tokens=int(windows.scored.sum()),
+        perplexity_change=intervals.perplexity_change,
+        kl=intervals.kl,
+        top1=intervals.top1,
+        bytes_per_token=sizes[KvCache.INT8],
+        bf16_bytes_per_token=sizes[KvCache.BF16],
+    )
+
+
+@torch.inference_mode()
+def score(
+    original: PreTrainedModel,
+    quantized: PreTrainedModel | None,
+    windows: Windows,
+    reporter: Reporter,
+    *,
+    kv_cache: KvCache = KvCache.BF16,
+) -> Scores:
+    """Score every position; without `quantized`, only the negative log likelihood of `original`.
+
+    `kv_cache`: how `quantized` keeps what it has read.
+    """
     count, length = windows.ids.shape
     parts: list[torch.Tensor] = []
     totals = np.zeros(3)
@@ -83,10 +117,11 @@ def score(original: PreTrainedModel, quantized: PreTrainedModel | None, windows:
     for start in range(0, count, batch):
         reporter.progress(start, count, "windows")
         ids = torch.from_numpy(windows.ids[start : start + batch]).to(original.device)
-        parts.append(_score_batch(original, quantized, ids, reporter))
+        parts.append(_score_batch(original, quantized, ids, reporter, kv_cache))
         scored = windows.scored[start : start + batch]
         totals += [*(parts[-1][:2].numpy().astype(np.float64) * scored).sum(axis=(1, 2)), scored.sum()]
-        _report_perplexity(totals, start + len(scored), reporter)
+        if original is not quantized:  # else it is the cache that is compared, not the models of the chart
+            _report_perplexity(totals, start + len(scored), reporter)
     values = torch.cat(parts, dim=1).numpy()
     if not np.isfinite(values).all():
         raise BadWeights(
@@ -99,11 +134,16 @@ def score(original: PreTrainedModel, quantized: PreTrainedModel | None, windows:
 
 
 def _score_batch(
-    original: PreTrainedModel, quantized: PreTrainedModel | None, ids: torch.Tensor, reporter: Reporter
+    original: PreTrainedModel,
+    quantized: PreTrainedModel | None,
+    ids: torch.Tensor,
+    reporter: Reporter,
+    kv_cache: KvCache,
 ) -> torch.Tensor:
     """`[4, windows, length - 1]` in float32 on the CPU: both negative log likelihoods, KL, agreement."""
     pieces = []
-    first, second = _logits(original, ids), _logits(quantized, ids) if quantized is not None else None
+    first = _logits(original, ids, KvCache.BF16)
+    second = _logits(quantized, ids, kv_cache) if quantized is not None else None
     position = 1
     for logits in first:
         reporter.check_cancel()
@@ -135,14 +175,16 @@ def _score_logits(first: torch.Tensor, second: torch.Tensor | None, targets: tor
     return out
 
 
-def _logits(model: PreTrainedModel, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+def _logits(model: PreTrainedModel, ids: torch.Tensor, kv_cache: KvCache) -> Iterator[torch.Tensor]:
     """Logits `[windows, piece, vocabulary]`, piece after piece along the windows."""
     length = ids.shape[1]
     piece = max(1, _positions(model) // ids.shape[0])
-    if piece >= length:
+    if piece >= length and kv_cache is KvCache.BF16:
         yield model(input_ids=ids, use_cache=False).logits
         return
     cache = DynamicCache(config=model.config)
+    if kv_cache is not KvCache.BF16:
+        cache = make_cache(model.config, length, kv_cache)
     for start in range(0, length, piece):
         yield model(input_ids=ids[:, start : start + piece], **cache_argument(model, cache)).logits
 

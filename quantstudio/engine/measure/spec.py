@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantstudio.core.recipe import MachineSection, MeasureSection
-from quantstudio.core.result import Interval, Performance, Quality
+from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality
 from quantstudio.core.section import Plain
 
 QUALITY_PHASE = "quality"
@@ -25,9 +25,10 @@ class MeasureSpec(Plain):
 
 
 class Measured(Plain):
-    """What came out; `quality` with an original, `perplexity` and `bits_per_byte` alone."""
+    """What came out; `quality` with an original, `perplexity` and `bits_per_byte` alone; `kv_cache` when it is int8."""
 
     performance: Performance
     quality: Quality | None = None
     perplexity: Interval | None = None
     bits_per_byte: Interval | None = None
+    kv_cache: KvCacheCost | None = None

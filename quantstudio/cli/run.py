@@ -19,6 +19,7 @@ from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
 from quantstudio.core.result import Interval, Measurement, RunResult
 from quantstudio.core.run_store import RECIPE, can_resume, read_header
+from quantstudio.core.verdict import kv_cache_cost
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -165,6 +166,8 @@ def _print_measurement(measured: Measurement) -> None:
     print(f"\n{measured.model_name} ({speed.label}) on {speed.device}, {speed.threads} threads")
     for name, text in rows:
         print(f"  {name:<16} {text}")
+    if measured.kv_cache:
+        print(f"  {kv_cache_cost(measured.kv_cache)}")
 
 
 def _with_interval(interval: Interval) -> str:

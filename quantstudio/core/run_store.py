@@ -186,6 +186,14 @@ def read_result(folder: Path) -> RunResult:
         ) from error
 
 
+def result_of_model(model: Path) -> RunResult | None:
+    """What the run found out that made the model in this folder; None when it was no run's, or is not known."""
+    try:
+        return read_result(model.parent) if model.name == MODEL else None
+    except RunNotFound:
+        return None
+
+
 def read_messages(folder: Path) -> list[protocol.Message]:
     """The run's messages in order, for replay. Broken lines (a killed process leaves half a line) are passed over.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantstudio.core.result import Interval, Spread
+from quantstudio.core.result import Interval, KvCacheCost, Spread
 from quantstudio.core.verdict import summary, verdict
 
 
@@ -119,3 +119,20 @@ def test_the_line_for_the_list_claims_no_speed_that_the_noise_hides(make_result)
     noisy = with_speed(make_result("int4"), decode=0.6, width=0.9)
     assert "speed within the noise" in summary(noisy)
     assert "as fast" not in summary(noisy)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "words"),
+    [
+        (0.0002, -0.0003, 0.0007, "perplexity no measurable change (−0.03 to 0.07 % with 95 % confidence)."),
+        (0.012, 0.01, 0.014, "perplexity +1.2 % (1.0 to 1.4 % with 95 % confidence)."),
+        (-0.0004, -0.0006, -0.0002, "perplexity −0.04 % (−0.06 to −0.02 % with 95 % confidence)."),
+    ],
+)
+def test_an_int8_cache_is_told_with_its_cost(make_result, value, low, high, words):
+    change = Interval(value=value, low=low, high=high)
+    cost = KvCacheCost(
+        tokens=9, perplexity_change=change, kl=change, top1=change, bytes_per_token=33, bf16_bytes_per_token=64
+    )
+    told = only(verdict(make_result(kv_cache=cost)), "int8 key-value")
+    assert told == f"int8 key-value cache: 52 % of the memory for each token of the text; {words}"

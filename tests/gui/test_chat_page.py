@@ -15,6 +15,8 @@ from quantstudio.client.chat_client import ChatClient
 from quantstudio.core.conversation import Turn, load_conversation, recent_conversations
 from quantstudio.core.jobs import Sampling
 from quantstudio.core.protocol import Answer
+from quantstudio.core.recipe import KvCache
+from quantstudio.core.result import Interval, KvCacheCost
 from quantstudio.gui.pages.chat_page import ChatPage, _menu_text
 from quantstudio.gui.widgets.chat_bubbles import Bubble, ChatView, answer_words
 from quantstudio.gui.widgets.chat_options import ChatOptions, sampling_specs
@@ -275,3 +277,30 @@ def test_a_run_at_work_is_pointed_out(page, qtbot, monkeypatch):
     monkeypatch.setattr(type(page.context.queue), "active", property(lambda _: "a"))
     page.context.queue.changed.emit("a")
     assert "A run is at work" in page.banner.text()
+
+
+def test_another_key_value_cache_loads_the_model_again(page, qtbot, monkeypatch):
+    opened, really = [], page.client.open
+    monkeypatch.setattr(page.client, "open", lambda *job: (opened.append(job[1].kv_cache), really(*job)))
+    page.options.choose_kv_cache(KvCache.INT8)
+    assert opened == [], "nothing is loaded just because of a setting"
+    write(page, qtbot, "hello")
+    qtbot.waitUntil(done(page), timeout=5000)
+    page.options.choose_kv_cache(KvCache.BF16)
+    qtbot.waitUntil(lambda: page.client.is_ready, timeout=5000)
+    assert opened == ["int8", "bf16"]
+    assert [turn.content for turn in page.conversation.turns] == ["hello", "hello "]
+
+
+def test_what_int8_costs_is_said_where_a_run_has_measured_it(page, make_model, make_result, tmp_path):
+    assert "not measured" in page.options.kv_cost.text()
+    folder = make_model(tmp_path / "run" / "model")
+    none = Interval(value=0.001, low=-0.001, high=0.003)
+    cost = KvCacheCost(
+        tokens=100, perplexity_change=none, kl=none, top1=none, bytes_per_token=33, bf16_bytes_per_token=64
+    )
+    (folder.parent / "result.json").write_text(make_result(kv_cache=cost).model_dump_json())
+    page.show_model(str(folder))
+    assert page.options.kv_cost.text().startswith("int8 key-value cache: 52 % of the memory")
+    page.show_model("starter")
+    assert "not measured" in page.options.kv_cost.text()

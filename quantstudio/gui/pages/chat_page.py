@@ -25,6 +25,8 @@ from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.library import resolve_model
 from quantstudio.core.recipe import MachineSection, ModelSection
+from quantstudio.core.run_store import result_of_model
+from quantstudio.core.verdict import kv_cache_cost
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import MARGIN, Banner, ElidedLabel, EmptyState, button, label, row
@@ -191,6 +193,7 @@ class ChatPage(QWidget):
         self.composer.stopped.connect(self.stop)
         self.view.again_asked.connect(self.regenerate)
         self.options.mode.currentIndexChanged.connect(lambda _: self._on_mode())
+        self.options.kv_cache_changed.connect(self._load_again)
         QShortcut(QKeySequence("Ctrl+,"), self).activated.connect(self.fold.click)
         QShortcut(QKeySequence.StandardKey.New, self).activated.connect(self.new_chat)
         QShortcut(QKeySequence.StandardKey.Open, self).activated.connect(self._open_menu)
@@ -222,7 +225,8 @@ class ChatPage(QWidget):
 
     def _open_model(self) -> None:
         settings = self.context.settings
-        self.client.open(self.models.model_id(), MachineSection(device=settings.device, threads=settings.threads))
+        machine = MachineSection(device=settings.device, threads=settings.threads, kv_cache=self.options.kv_cache())
+        self.client.open(self.models.model_id(), machine)
         self._say_status()
 
     def _change_model(self, model: str) -> None:
@@ -232,12 +236,19 @@ class ChatPage(QWidget):
         self._adopt_model()
         self._open_model()
 
+    def _load_again(self) -> None:
+        """A model that is loaded, or being loaded, is loaded anew as the options are now."""
+        if self.client.model:
+            self._change_model(self.models.model_id())
+
     def _adopt_model(self) -> None:
         """Chat where the model has a template, plain continuation where it has none."""
         try:
             folder = resolve_model(ModelSection(id=self.models.model_id()))
         except QuantStudioError:
             return  # said when it is loaded
+        measured = result_of_model(folder)
+        self.options.say_kv_cost(kv_cache_cost(measured.kv_cache) if measured and measured.kv_cache else "")
         self.options.set_template(on=has_chat_template(folder))
         self._on_mode()
 

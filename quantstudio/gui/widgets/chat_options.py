@@ -12,13 +12,15 @@ import annotated_types
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QComboBox, QFrame, QLineEdit, QPlainTextEdit, QScrollArea, QVBoxLayout, QWidget
 
-from quantstudio.core.fieldspec import FieldKind, FieldSpec
+from quantstudio.core.fieldspec import FieldKind, FieldSpec, field_specs
 from quantstudio.core.jobs import Sampling
+from quantstudio.core.recipe import KvCache
 from quantstudio.gui.forms.editors import Editor, editor_for
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import button, label, wrapped
 
 WIDTH = 264
+KV_CACHE = "machine.kv_cache"
 SEED = "seed"
 STOP = "stop"
 MAX_SEED = 2**31 - 1
@@ -46,6 +48,8 @@ class ChatOptions(QScrollArea):
     """The fold-out beside the conversation."""
 
     changed = Signal()
+    kv_cache_changed = Signal()
+    """The person chose another key-value cache; a model that is loaded keeps the one it has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +65,7 @@ class ChatOptions(QScrollArea):
         self._layout.setSpacing(4)
         self._make_mode()
         self._make_system()
+        self._make_kv_cache()
         self._layout.addSpacing(12)
         self._layout.addWidget(label(tr("Sampling"), "heading"))
         for spec in sampling_specs():
@@ -85,6 +90,19 @@ class ChatOptions(QScrollArea):
     def set_template(self, *, on: bool) -> None:
         """Choose between chat template and plain continuation."""
         self.mode.setCurrentIndex(self.mode.findData(on))
+
+    def kv_cache(self) -> KvCache:
+        """How the model is to keep what it has read."""
+        return KvCache(self._kv_cache.value())
+
+    def choose_kv_cache(self, kind: KvCache) -> None:
+        """Choose it as a person would."""
+        self._kv_cache.set_value(kind.value)
+        self.kv_cache_changed.emit()
+
+    def say_kv_cost(self, sentence: str) -> None:
+        """What int8 there costs the chosen model; empty when no run has measured it."""
+        self.kv_cost.setText(sentence or tr("What int8 costs this model: not measured. A run with int8 measures it."))
 
     def sampling(self) -> Sampling:
         """The settings. A seed that is no whole number counts as none."""
@@ -122,6 +140,19 @@ class ChatOptions(QScrollArea):
         self.system.textChanged.connect(self.changed)
         self._layout.addSpacing(8)
         self._add_labelled(tr("System &prompt"), self.system)
+
+    def _make_kv_cache(self) -> None:
+        """The recipe's own field, with the measured figure below it."""
+        spec = next(spec for spec in field_specs() if spec.path == KV_CACHE)
+        self._kv_cache = editor_for(spec)
+        self._kv_cache.set_value(spec.default)
+        self._kv_cache.control.setMaximumWidth(WIDTH)
+        self._kv_cache.changed.connect(self.kv_cache_changed)
+        self.kv_cost = label("", "caption", wrap=True)
+        self.say_kv_cost("")
+        self._layout.addSpacing(8)
+        self._add_labelled(tr(spec.title), self._kv_cache)
+        self._layout.addWidget(self.kv_cost)
 
     def _add_editor(self, spec: FieldSpec) -> None:
         editor = editor_for(spec)

@@ -50,7 +50,7 @@ def choose(
 
     `ids`: int64 `[sequences, length]`, the calibration text. `trained`: tensors that take the place of the source's.
     What is chosen lies in `work`, block by block; a second call goes on after the last finished block and ends with the
-    same bytes. Peak memory: two copies of a block, its matrices in fp32 one at a time, and the activations, twice.
+    same bytes. Peak memory: two copies of a block, its matrices in fp32 one at a time, and the activations, four times.
     Raises ModelUnsupported, ModelDamaged, BadWeights, `Cancelled` (between batches and groups of columns), OSError.
     """
     keep_freed_memory()

@@ -50,6 +50,19 @@ def test_prompt_that_continues_a_sequence_equals_masked_attention(before, length
     torch.testing.assert_close(attend(query, key, value, mask), expected(query, key, value, mask))
 
 
+def test_several_prompts_are_each_as_if_alone():
+    pieces = [tensors(6, 2, 130, 130), [each.flip(2) for each in tensors(6, 2, 130, 130)]]
+    query, key, value = (torch.cat(each) for each in zip(*pieces, strict=True))
+    mask = torch.ones(2, 1, 130, 130, dtype=torch.bool).tril()
+    mask[1, :, 5:, :3] = False
+    for seen in (None, mask[:1], mask):
+        alone = [
+            attend(*piece, None if seen is None else seen[place % len(seen)][None])
+            for place, piece in enumerate(pieces)
+        ]
+        assert torch.equal(attend(query, key, value, seen), torch.cat(alone))
+
+
 def test_prompt_goes_through_blocks_only_when_it_may(monkeypatch):
     calls = []
     monkeypatch.setattr(attention, "_prompt", lambda query, *rest: calls.append(1) or query.transpose(1, 2))

@@ -190,6 +190,31 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tiny_folder, tmp_path):
     assert finished.items() <= bytes_of(tmp_path / "stopped").items()
 
 
+@torch.inference_mode()
+def test_settled_parts_answer_as_they_would(family_folder):
+    info = read_model_info(family_folder)
+    architecture = inspect_architecture(info)
+    inner = [architecture.modules[slot.module] for slot in info.slots if slot.part is Part.LAYER]
+    pieces = [text(), text().flip(1)]
+    with CheckpointReader(family_folder) as reader:
+        model = BlockModel(info, architecture, inner, reader.read, torch.device("cpu"))
+        model.load_shell()
+        batches = [model.first_inputs(piece) for piece in pieces]
+        model.load(model.names[0])
+        wanted = [model.run(0, batch) for batch in batches]
+        part = next(
+            name for name, _ in model.model.named_modules() if name.startswith(model.names[0]) and "att" in name
+        )
+        model.settle(part)
+        for _ in range(2):  # the first time it is asked, the second it is not
+            assert all(torch.equal(model.run(0, batch, n), wanted[n]) for n, batch in enumerate(batches))
+            for parameter in model.model.get_submodule(part).parameters():
+                parameter.zero_()
+        model.drop(model.names[0])
+        model.load(model.names[0])
+        assert torch.equal(model.run(0, batches[0], 1), wanted[0])
+
+
 def test_trained_tensors_take_the_place_of_the_source(tiny_folder, tmp_path):
     recipe = Recipe(scheme=W4A16(group_size=32), method=Gptq(), machine=CPU)
     info, ids = read_model_info(tiny_folder), text(vocabulary=512)

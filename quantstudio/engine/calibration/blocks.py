@@ -21,6 +21,7 @@ from quantstudio.core.errors import ModelDamaged, ModelUnsupported
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.engine.architecture import Architecture, quiet_transformers
 from quantstudio.engine.attention import ATTENTION, register_attention
+from quantstudio.engine.calibration.settled import Settled
 
 Read = Callable[[str], torch.Tensor]
 """Gives a tensor of the source by its name there."""
@@ -54,6 +55,7 @@ class BlockModel:
         self._list = _find_blocks(self.model, quantized)
         self.names = [f"{self._list}.{number}" for number in range(len(self.model.get_submodule(self._list)))]  # type: ignore[arg-type]
         self._extras: dict[int, list[Extras]] = {}
+        self._settled = Settled()
 
     def load(self, prefix: str) -> nn.Module:
         """Fill the module of this name from the source. Raises ModelDamaged when weights are missing or do not fit."""
@@ -73,7 +75,8 @@ class BlockModel:
         self._fill(key for key in outside if not head or not key.startswith(f"{head}."))
 
     def drop(self, prefix: str = "") -> None:
-        """Forget the parameters under this name; everything when it is empty."""
+        """Forget the parameters under this name; everything when it is empty. What was settled is so no more."""
+        self._settled.forget()
         for module in self.model.get_submodule(prefix).modules():
             _forget_parameters(module)
 
@@ -100,8 +103,16 @@ class BlockModel:
             )
         return first
 
-    def run(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Block `number` on its input `[sequences, length, width]` (on any device): the output on the device."""
+    def settle(self, module: str) -> None:
+        """This module will not change before `drop`: `run` asks it once for each place, and keeps its answers."""
+        self._settled.settle(self.model.get_submodule(module))
+
+    def run(self, number: int, hidden: torch.Tensor, place: int | None = None) -> torch.Tensor:
+        """Block `number` on its input `[sequences, length, width]` (on any device): the output on the device.
+
+        `place`: the number of this piece of text; with it, settled modules answer from memory the second time.
+        """
+        self._settled.start(place)
         args, kwargs = self._extras[len(hidden)][number]
         output = self.model.get_submodule(self.names[number])(hidden.to(self.device), *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output

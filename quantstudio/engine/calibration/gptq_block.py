@@ -8,7 +8,8 @@ https://arxiv.org/abs/2504.02692), who fold the same term into the column update
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 
@@ -20,6 +21,8 @@ from quantstudio.engine.quantized_weight import QuantizedWeight
 
 DRIFT_DAMPING = 0.01
 """λ, as a share of the mean diagonal of H."""
+STRIP = 256
+"""Rows of H that are summed in one product."""
 
 
 def gptq_block(
@@ -39,28 +42,51 @@ def gptq_block(
     """
     chosen: dict[str, QuantizedWeight] = {}
     with rounded_activations(current, specs):
-        for stage in stages(current, number, batches[0], list(specs)):
+        order = stages(current, number, batches[0], list(specs))
+        for part in _finished(current.names[number], order[-1:], specs):
+            reference.settle(part)
+        for place, stage in enumerate(order):
             moments = _moments(reference, current, number, originals, batches, stage[0], check)
             for name in stage:
                 weight = reference.model.get_submodule(name).weight
                 quantized = quantize_drifted(weight, moments, specs[name], options, check)
                 current.model.get_submodule(name).weight.data = quantized.dequantize()
                 chosen[name] = quantized
+            for part in _finished(current.names[number], order[place + 1 :], specs):
+                current.settle(part)
     return chosen
 
 
+def _finished(block: str, to_come: Sequence[Sequence[str]], specs: Iterable[str]) -> set[str]:
+    """The block's parts (attention, MLP) that hold layers, but none of the stages to come; none when none come."""
+    depth = block.count(".") + 2
+    parts = {".".join(name.split(".")[:depth]) for name in specs if name.count(".") >= depth}
+    left = {".".join(name.split(".")[:depth]) for stage in to_come for name in stage}
+    return parts - left if to_come else set()
+
+
 class Moments:
-    """H = Σ x̂ x̂ᵀ and C = Σ (x - x̂) x̂ᵀ over inputs of the original (x) and of the quantized model (x̂)."""
+    """H = Σ x̂ x̂ᵀ and C = Σ (x - x̂) x̂ᵀ over inputs of the original (x) and of the quantized model (x̂).
+
+    Add everything before reading anything.
+    """
 
     def __init__(self, features: int, device: torch.device) -> None:
-        self.hessian = torch.zeros(features, features, device=device)
-        self._cross = torch.zeros_like(self.hessian)
+        self._upper = torch.zeros(features, features, device=device)
+        self._cross = torch.zeros_like(self._upper)
 
     def add(self, wanted: torch.Tensor, given: torch.Tensor) -> None:
         """Both fp32 `[tokens, features]`; `wanted` is overwritten."""
-        self.hessian.addmm_(given.t(), given)
+        for start in range(0, given.shape[1], STRIP):  # H is symmetric: what lies below the strips is not computed
+            self._upper[start : start + STRIP, start:].addmm_(given[:, start : start + STRIP].t(), given[:, start:])
         self._cross.addmm_(wanted.sub_(given).t(), given)
 
+    @cached_property
+    def hessian(self) -> torch.Tensor:
+        """H, fp32 `[features, features]`."""
+        return self._upper.triu_().add_(self._upper.triu(1).t())
+
+    @cached_property
     def drift(self) -> torch.Tensor:
         """C (H + λ)⁻¹; W times this is what W must gain to make up for the drift."""
         factor = torch.linalg.cholesky(damp(self.hessian, DRIFT_DAMPING))
@@ -72,7 +98,7 @@ def quantize_drifted(
 ) -> QuantizedWeight:
     """GPTQ of the weight that gives, on the quantized model's inputs, what `weight` gives on the original's."""
     weight = weight.to(moments.hessian.device, torch.float32)
-    return quantize_gptq(weight + weight @ moments.drift(), moments.hessian, spec, options, check)
+    return quantize_gptq(weight + weight @ moments.drift, moments.hessian, spec, options, check)
 
 
 def _moments(

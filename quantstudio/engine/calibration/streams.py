@@ -33,7 +33,7 @@ def advance(model: BlockModel, number: int, batches: Batches, check: Callable[[]
     """Replace each batch by the block's output for it."""
     for place, hidden in enumerate(batches):
         check()
-        batches[place] = model.run(number, hidden).to("cpu", torch.bfloat16)
+        batches[place] = model.run(number, hidden, place).to("cpu", torch.bfloat16)
 
 
 def stages(model: BlockModel, number: int, hidden: torch.Tensor, modules: Sequence[str]) -> list[list[str]]:
@@ -73,10 +73,10 @@ def inputs_of(
 
     handle = model.model.get_submodule(module).register_forward_pre_hook(stop)
     try:
-        for hidden in batches:
+        for place, hidden in enumerate(batches):
             check()
             try:
-                model.run(number, hidden)
+                model.run(number, hidden, place)
             except StopForward:
                 yield seen.pop().flatten(0, -2).float()
     finally:

@@ -412,6 +412,7 @@ def chat(argument):
     """Answers each request with the words of its last message, slowly; `stop` ends an answer."""
     begin()
     say("phase", id="load", title="Loading", index=0, total=2)
+    say("engine", text="W4A16 g128: an operator, 3.1× bf16")
     say("phase", id="chat", title="Ready", index=1, total=2)
     turn = 0
     while True:
@@ -423,6 +424,10 @@ def chat(argument):
         if words == ["die"]:
             os.kill(os.getpid(), signal.SIGKILL)
         reason = "end"
+        if words == ["long"]:
+            say("progress", done=512, total=1280, unit="tokens")
+            wait_for("stop")
+            words = []
         for word in words:
             say("tokens", text=word + " ", turn=turn)
         if words == ["forever"]:

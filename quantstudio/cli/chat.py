@@ -82,7 +82,7 @@ class Conversation:
                 self._messages.append(ChatMessage(role="assistant", content=self._answer))
                 self._answer = ""
                 self._turn_over.set()
-            case protocol.Notice():
+            case protocol.Notice() | protocol.Engine():
                 print(f"  {message.text}", file=sys.stderr)
             case _:
                 pass

@@ -145,7 +145,9 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--json", action="store_true", help="print the preview as JSON")
     add_recipe_flags(
-        parser, sections=("data", "machine"), without=("machine.device", "machine.threads", "machine.kv_cache")
+        parser,
+        sections=("data", "machine"),
+        without=("machine.device", "machine.threads", "machine.kernel", "machine.kv_cache"),
     )
     parser.set_defaults(command=_data)
 

@@ -18,7 +18,7 @@ READY_PHASE = "chat"
 class ChatClient(QObject):
     """Opens one model at a time. Closing or opening another ends the worker.
 
-    After `open`: `ready`, or `failed`. After `generate`: any number of `piece`, perhaps `notice`, then one
+    After `open`: `ready`, or `failed`. After `generate`: any number of `reading`, of `piece`, perhaps `notice`, then one
     `answered`. `failed` and `closed` mean that the model is no longer loaded; open it again to go on.
     """
 
@@ -27,6 +27,10 @@ class ChatClient(QObject):
     piece = Signal(str)
     notice = Signal(str)
     answered = Signal(object)
+    reading = Signal(float)
+    """Share of the prompt that has been read, 0 to 1."""
+    engine = Signal(str)
+    """What runs a part of the model, before `ready`."""
     memory = Signal(object)
     failed = Signal(object)
     closed = Signal()
@@ -110,6 +114,10 @@ class ChatClient(QObject):
                     self.ready.emit()
             case protocol.Notice(text=text):
                 self.notice.emit(text)
+            case protocol.Progress(done=done, total=total) if self.is_answering and total > 0:
+                self.reading.emit(min(1.0, done / total))
+            case protocol.Engine(text=text):
+                self.engine.emit(text)
             case protocol.Memory():
                 self.memory.emit(message)
             case protocol.Answer():

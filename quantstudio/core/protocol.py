@@ -151,6 +151,14 @@ class Answer(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Engine(Message):
+    """What runs a part of the loaded model, in one line for a person."""
+
+    type: ClassVar[str] = "engine"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log(Message):
     """A line for the log. `level`: debug, info, warning, error."""
 
@@ -207,6 +215,7 @@ MESSAGES: dict[str, type[Message]] = {
         Artifact,
         Tokens,
         Answer,
+        Engine,
         Log,
         Heartbeat,
         Result,

@@ -46,6 +46,19 @@ class Sizes(_Plain):
         return self.embedding + self.layers + self.head + self.rest
 
 
+class KernelUse(_Plain):
+    """The kernel that runs the layers of one scheme, and how it compares with bf16 in a short trial on this machine."""
+
+    scheme: str
+    kernel: str
+    operator: str
+    layers: int
+    decode_ratio: float | None = None
+    """How many times as fast as bf16 for one row; None: not tried."""
+    prompt_ratio: float | None = None
+    """Likewise for many rows."""
+
+
 class Performance(_Plain):
     """Speed and memory of one model in one fresh process."""
 
@@ -62,6 +75,7 @@ class Performance(_Plain):
     threads: int
     kernels: dict[str, int] = {}
     """Kernel name → number of layers that run on it."""
+    kernel_uses: tuple[KernelUse, ...] = ()
 
 
 class Quality(_Plain):

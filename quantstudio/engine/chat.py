@@ -21,6 +21,7 @@ from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.recipe import KvCache, ModelSection
 from quantstudio.core.usage import mark_used
+from quantstudio.core.verdict import kernel_words
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import PROMPT_CHUNK, Generator, Stats
 from quantstudio.engine.load import LoadedModel, load_model
@@ -40,7 +41,9 @@ def run_chat(job: ChatJob, requests: queue.Queue[Turn | None], reporter: Reporte
     read_model_info(folder)  # says better than any loader what is missing
     if job.machine.threads:
         torch.set_num_threads(job.machine.threads)
-    loaded = load_model(folder, job.machine.device, reporter)
+    loaded = load_model(folder, job.machine.device, reporter, job.machine.kernel)
+    for use in loaded.kernel_uses:
+        reporter.emit(protocol.Engine(t=time.time(), text=kernel_words(use)))
     reporter.phase("chat", "Ready", 1, 2)
     converse(loaded, requests, reporter, job.machine.kv_cache)
 

@@ -23,10 +23,12 @@ from transformers import (
 )
 
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
+from quantstudio.core.result import KernelUse
 from quantstudio.core.safety import require_safe
 from quantstudio.engine.attention import ATTENTION, register_attention
 from quantstudio.engine.failures import is_out_of_memory
 from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
+from quantstudio.engine.kernels.trial import Trials
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import load_quantized
 from quantstudio.engine.memory import keep_freed_memory
@@ -48,6 +50,10 @@ class LoadedModel:
     """Kernel name → number of layers on it; layers in bf16 count as "bf16"."""
     end_tokens: frozenset[int] = frozenset()
     """Tokens that end an answer."""
+    kernel_uses: tuple[KernelUse, ...] = ()
+    """Of the quantized layers, with what a short trial said of each kernel."""
+    trial_s: float = 0.0
+    """Seconds of the loading that went into trials of kernels."""
     step: LlamaStep | None = None
     """The short way for one token, where there is one; it runs the layers that were there when the model was loaded."""
 
@@ -65,17 +71,23 @@ def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUT
     keep_freed_memory()
     register_attention()
     config = _read_config(folder)
+    uses: tuple[KernelUse, ...] = ()
+    trial_s = 0.0
     if getattr(config, "quantization_config", None) is None:
         model = _load_original(folder).to(target)
         counts = {"bf16": sum(isinstance(module, nn.Linear) for module in model.modules())}
     else:
-        chooser = Chooser(torch.device(target), kernels, reporter.log)
+        trials = Trials()
+        chooser = Chooser(torch.device(target), kernels, reporter.log, trials)
         model, counts = load_quantized(folder, config, chooser, reporter)
+        trials.save()
+        uses, trial_s = chooser.uses(), trials.seconds
     model.eval()
     _straighten_head_input(model)
     tokenizer = load_tokenizer(folder)
     step = None if kernels == REFERENCE else make_llama_step(model)
-    return LoadedModel(model, tokenizer, target, folder, counts, _end_tokens(model, tokenizer), step)
+    ends = _end_tokens(model, tokenizer)
+    return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step)
 
 
 def _read_config(folder: Path) -> PretrainedConfig:

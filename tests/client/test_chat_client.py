@@ -102,3 +102,19 @@ def test_a_model_that_cannot_be_loaded(qtbot, fake):
         client.open("starter")
     assert [error.kind for error in ears.failures] == ["disk"]
     assert not client.is_ready
+
+
+def test_what_runs_the_model_and_how_far_the_prompt_is_read(qtbot, fake):
+    client = ChatClient(command=fake("chat"))
+    lines, shares = [], []
+    client.engine.connect(lines.append)
+    client.reading.connect(shares.append)
+    with qtbot.waitSignal(client.ready, timeout=LONG_MS):
+        client.open("starter")
+    assert lines == ["W4A16 g128: an operator, 3.1× bf16"]
+    with qtbot.waitSignal(client.reading, timeout=LONG_MS):
+        client.generate(ask("long"))
+    with qtbot.waitSignal(client.answered, timeout=LONG_MS):
+        client.stop()
+    assert shares == [0.4]
+    client.close()

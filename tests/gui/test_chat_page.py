@@ -12,10 +12,10 @@ from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QFileDialog
 
 from quantstudio.client.chat_client import ChatClient
+from quantstudio.core import protocol
 from quantstudio.core.conversation import Turn, load_conversation, recent_conversations
 from quantstudio.core.jobs import Sampling
 from quantstudio.core.protocol import Answer
-from quantstudio.core.recipe import KvCache
 from quantstudio.core.result import Interval, KvCacheCost
 from quantstudio.gui.pages.chat_page import ChatPage, _menu_text
 from quantstudio.gui.widgets.chat_bubbles import Bubble, ChatView, answer_words
@@ -279,17 +279,46 @@ def test_a_run_at_work_is_pointed_out(page, qtbot, monkeypatch):
     assert "A run is at work" in page.banner.text()
 
 
-def test_another_key_value_cache_loads_the_model_again(page, qtbot, monkeypatch):
+def test_another_key_value_cache_or_kernel_loads_the_model_again(page, qtbot, monkeypatch):
     opened, really = [], page.client.open
-    monkeypatch.setattr(page.client, "open", lambda *job: (opened.append(job[1].kv_cache), really(*job)))
-    page.options.choose_kv_cache(KvCache.INT8)
+    monkeypatch.setattr(page.client, "open", lambda *job: (opened.append(job[1]), really(*job)))
+
+    def choose(path, value):
+        editor = page.options.machine_editors[path]
+        editor.set_value(value)
+        editor.changed.emit()
+
+    choose("machine.kv_cache", "int8")
     assert opened == [], "nothing is loaded just because of a setting"
     write(page, qtbot, "hello")
     qtbot.waitUntil(done(page), timeout=5000)
-    page.options.choose_kv_cache(KvCache.BF16)
+    choose("machine.kernel", "dequantized")
     qtbot.waitUntil(lambda: page.client.is_ready, timeout=5000)
-    assert opened == ["int8", "bf16"]
+    assert [(machine.kv_cache, machine.kernel) for machine in opened] == [("int8", "auto"), ("int8", "dequantized")]
     assert [turn.content for turn in page.conversation.turns] == ["hello", "hello "]
+
+
+def test_the_status_says_what_runs_the_model(page, qtbot):
+    write(page, qtbot, "hello")
+    qtbot.waitUntil(done(page), timeout=5000)
+    assert page.status.whole_text() == "Ready · W4A16 g128: an operator, 3.1× bf16"
+    page._on_memory(protocol.Memory(rss=900_000_000))
+    assert page.status.whole_text() == "Ready · 900 MB of memory · W4A16 g128: an operator, 3.1× bf16"
+    page.show_model("starter")
+    page._load_again()
+    qtbot.waitUntil(lambda: page.client.is_ready, timeout=5000)
+    assert page.status.whole_text().count("W4A16") == 1
+
+
+def test_how_far_a_long_prompt_is_read_is_shown_until_the_first_word(page, qtbot):
+    write(page, qtbot, "long")
+    qtbot.waitUntil(lambda: page.status.whole_text() == "Reading the prompt, 40 %", timeout=5000)
+    page._on_piece("word")
+    assert page.status.whole_text() == "Answering…"
+    page._on_reading(0.9)
+    assert page.status.whole_text() == "Answering…"
+    page.stop()
+    qtbot.waitUntil(lambda: page._answer is None, timeout=5000)
 
 
 def test_what_int8_costs_is_said_where_a_run_has_measured_it(page, make_model, make_result, tmp_path):

@@ -46,6 +46,7 @@ class CpuInt4(nn.Module):
     """2 to 4 bits, symmetric or not, groups (or rows) that are multiples of 32; activations in bf16 or int8."""
 
     name: ClassVar[str] = "cpu_int4"
+    operator: ClassVar[str] = "_weight_int4pack_mm_for_cpu"
     packed: torch.Tensor
     scales_and_zeros: torch.Tensor
 

@@ -36,6 +36,7 @@ class CpuInt8(nn.Module):
     """8 bits per channel, activations in bf16. The codes stay as they are, so an embedding can share them."""
 
     name: ClassVar[str] = "cpu_int8"
+    operator: ClassVar[str] = "_weight_int8pack_mm"
     codes: torch.Tensor
     scales: torch.Tensor
 
@@ -81,6 +82,7 @@ class CpuInt8Dynamic(nn.Module):
     """8 bits per channel, activations rounded to int8 per token; sums exact in int32."""
 
     name: ClassVar[str] = "cpu_int8_dynamic"
+    operator: ClassVar[str] = "_int_mm"
     codes: torch.Tensor
     scales: torch.Tensor
 

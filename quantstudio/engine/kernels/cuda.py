@@ -32,6 +32,7 @@ class CudaInt4(nn.Module):
     """2 to 4 bits, symmetric or not, groups (or rows) that are multiples of 32, columns a multiple of 128."""
 
     name: ClassVar[str] = "cuda_int4"
+    operator: ClassVar[str] = "_weight_int4pack_mm"
     packed: torch.Tensor
     scales_and_zeros: torch.Tensor
 
@@ -75,6 +76,7 @@ class CudaInt8(nn.Module):
     """8 bits per channel, activations in bf16 or rounded to int8 per token."""
 
     name: ClassVar[str] = "cuda_int8"
+    operator: ClassVar[str] = "linear"
     codes: torch.Tensor
     scales: torch.Tensor
 

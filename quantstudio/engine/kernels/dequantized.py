@@ -19,6 +19,7 @@ class Dequantized(nn.Module):
     """Any scheme, any shape, any device."""
 
     name: ClassVar[str] = "dequantized"
+    operator: ClassVar[str] = "linear"
     weight: torch.Tensor
 
     @staticmethod

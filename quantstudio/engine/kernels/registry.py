@@ -1,6 +1,7 @@
-"""Which kernel runs a layer: the first in order of measured speed that supports it and agrees with the reference.
+"""Which kernel runs a layer: of those that support it and agree with the reference, the fastest on this machine.
 
-The order is a rule, not a race at load time: a race would make results depend on what else the machine did that second.
+Where nothing was tried (small layers, GPUs), the order of `KERNELS` decides; a trial overrules it only when another
+kernel takes less than `CLEARLY` of the time, so that what else the machine did that second decides nothing.
 Agreement is measured: each kernel multiplies a small weight of the layer's kind once and is compared with the
 dequantized product in fp32. One that disagrees is dropped for that kind, and the log says so.
 """
@@ -8,24 +9,29 @@ dequantized product in fp32. One that disagrees is dropped for that kind, and th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
 
 from quantstudio.core.errors import ModelUnsupported
+from quantstudio.core.result import KernelUse
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
+from quantstudio.engine.kernels.probe import random_input, random_weight
+from quantstudio.engine.kernels.trial import MOST_ROWS, Timing, Trials
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 AUTO = "auto"
 REFERENCE = "reference"
 TOLERANCE = 0.01
 """Largest ‖kernel - reference‖ / ‖reference‖. bf16 results are 0.002 to 0.003 away, a wrong zero point over 0.1."""
+CLEARLY = 0.67
 _CHECKED_ROWS = (1, 5, 80)
 """Rows of activations tried: one token, a few, and enough for the prompt's path."""
 _OUTPUTS = 72
@@ -36,6 +42,8 @@ class Kernel(Protocol):
     """The class of an `nn.Module` that multiplies by a quantized weight."""
 
     name: ClassVar[str]
+    operator: ClassVar[str]
+    """What torch calls the operator behind it."""
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
@@ -61,23 +69,53 @@ KernelClass = type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | CudaInt4 | CudaInt8 | De
 class Chooser:
     """Chooses kernels for the layers of one model and remembers what was checked."""
 
-    def __init__(self, device: torch.device, wanted: str, log: Callable[[str], None]) -> None:
-        """`wanted`: "auto", "reference" or the name of a kernel (layers that it cannot run are dequantized).
+    def __init__(
+        self, device: torch.device, wanted: str, log: Callable[[str], None], trials: Trials | None = None
+    ) -> None:
+        """`wanted`: "auto", "reference" or the name of a kernel (layers that it cannot run go to the others).
 
-        Raises ModelUnsupported for an unknown name.
+        `trials`: timings to choose by; without, and on GPUs, the order of `KERNELS` does. Raises ModelUnsupported for
+        an unknown name.
         """
         self.device = device
         self.wants_reference = wanted == REFERENCE
         self._log = log
         self._candidates = _candidates(wanted)
+        self._may_race = wanted == AUTO
+        self._trials = trials if device.type == "cpu" and not self.wants_reference else None
+        self._uses: dict[tuple[str, str], _Use] = {}
         self._verdicts: dict[tuple[str, WeightSpec, int], bool] = {}
 
     def choose(self, spec: WeightSpec, rows: int, columns: int) -> KernelClass:
         """The kernel for a weight of `[rows, columns]` on this grid."""
-        for kernel in self._candidates:
-            if kernel.supports(spec, rows, columns, self.device) and self._agrees(kernel, spec, columns):
-                return kernel
-        return Dequantized
+        fitting = [
+            kernel
+            for kernel in self._candidates
+            if kernel.supports(spec, rows, columns, self.device) and self._agrees(kernel, spec, columns)
+        ]
+        timings = self._trials.timings(spec, rows, columns, fitting) if self._trials else {}
+        kernel = fitting[0]
+        if timings and self._may_race:
+            fastest = min(fitting, key=lambda each: timings[each.name].typical)
+            if timings[fastest.name].typical < CLEARLY * timings[kernel.name].typical:
+                kernel = fastest
+        use = self._uses.setdefault((spec.label, kernel.name), _Use(kernel.operator))
+        use.add(rows, timings.get(kernel.name), timings.get(Dequantized.name))
+        return kernel
+
+    def uses(self) -> tuple[KernelUse, ...]:
+        """The kernels chosen so far, with how they compare with bf16 where that was tried."""
+        return tuple(
+            KernelUse(
+                scheme=scheme,
+                kernel=name,
+                operator=use.operator,
+                layers=use.layers,
+                decode_ratio=use.reference.one / use.own.one if use.own.one else None,
+                prompt_ratio=use.reference.prompt / use.own.prompt if use.own.prompt else None,
+            )
+            for (scheme, name), use in self._uses.items()
+        )
 
     def _agrees(self, kernel: KernelClass, spec: WeightSpec, columns: int) -> bool:
         if kernel is Dequantized:
@@ -91,18 +129,37 @@ class Chooser:
         return self._verdicts[key]
 
 
+@dataclass(slots=True)
+class _Use:
+    """How often a kernel was chosen, and the time that it and bf16 take for all those layers together."""
+
+    operator: str
+    layers: int = 0
+    own: Timing = Timing(0, 0)
+    reference: Timing = Timing(0, 0)
+
+    def add(self, rows: int, own: Timing | None, reference: Timing | None) -> None:
+        self.layers += 1
+        if own and reference:
+            scale = max(1.0, rows / MOST_ROWS)
+            self.own, self.reference = (
+                Timing(total.one + scale * more.one, total.prompt + scale * more.prompt)
+                for total, more in ((self.own, own), (self.reference, reference))
+            )
+
+
 def relative_error(kernel: KernelClass, spec: WeightSpec, columns: int, device: torch.device) -> float:
     """How far a kernel is from the dequantized product, computed in fp32, on a random weight of `[72, columns]`.
 
     An operator that this machine lacks counts as infinitely wrong.
     """
-    weight = _random_weight(spec, columns, device)
+    weight = random_weight(spec, _OUTPUTS, columns, device)
     expected_weight = weight.dequantize().float()
     worst = 0.0
     try:
         module = kernel(weight, None)
         for rows in _CHECKED_ROWS:
-            x = _random((rows, columns), seed=rows).to(device)
+            x = random_input((rows, columns), seed=rows).to(device)
             exact = x.float()
             if spec.activations is ActivationKind.INT8_TOKEN:
                 codes, scales = quantize_per_token(x)
@@ -124,21 +181,4 @@ def _candidates(wanted: str) -> tuple[KernelClass, ...]:
     if not found:
         names = ", ".join(kernel.name for kernel in KERNELS)
         raise ModelUnsupported(f"There is no kernel called {wanted!r}.", hint=f"There are: {names}.")
-    return found
-
-
-def _random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
-
-
-def _random_weight(spec: WeightSpec, columns: int, device: torch.device) -> QuantizedWeight:
-    groups = columns // spec.group_size if spec.group_size else 1
-    generator = torch.Generator().manual_seed(columns)
-    low, high = spec.code_range
-
-    def codes(width: int) -> torch.Tensor:
-        return torch.randint(low, high + 1, (_OUTPUTS, width), generator=generator, dtype=torch.int8).to(device)
-
-    # Scales of either sign: rounding to nearest chooses negative ones too.
-    scales = ((_random((_OUTPUTS, groups), seed=1) + 3) * 0.01).to(device)
-    return QuantizedWeight(codes(columns), scales, None if spec.symmetric else codes(groups), spec)
+    return found + tuple(kernel for kernel in KERNELS if kernel not in found)

@@ -56,7 +56,7 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = spec.machine.seed
     text = read_text(spec.measure.text, spec.measure.quality_tokens)
-    loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter)
+    loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter, spec.machine.kernel)
     kind = spec.machine.kv_cache
     performance = measure_performance(loaded, load_s, spec.label, text, spec.measure, seed, reporter, kind)
     if not spec.original and not spec.alone:

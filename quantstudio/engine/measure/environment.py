@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def read_environment(folder: Path) -> Environment:
     machine = read_machine(folder)
     return Environment(
         machine=platform.machine(),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=usable_cores(),
         memory=machine.memory,
         gpu=machine.gpu,
@@ -55,7 +56,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu_name() -> str:
+@cache
+def cpu_name() -> str:
+    """The processor as its maker calls it."""
     if platform.system() == "Linux":
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         names = [

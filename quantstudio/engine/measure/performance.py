@@ -18,6 +18,7 @@ from quantstudio.core.errors import ModelUnsupported
 from quantstudio.core.recipe import KvCache, MeasureSection
 from quantstudio.core.result import Performance, Spread
 from quantstudio.engine.generate import Generator
+from quantstudio.engine.kernels.registry import AUTO
 from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.measure.memory import peak_rss
 from quantstudio.engine.measure.text import Text, prompt_ids
@@ -26,17 +27,17 @@ from quantstudio.engine.reporter import Reporter
 _READ_BYTES = 8 << 20
 
 
-def load_timed(folder: Path, device: str, reporter: Reporter) -> tuple[LoadedModel, float]:
-    """The model and the seconds it took to load from files that are in the system's cache."""
+def load_timed(folder: Path, device: str, reporter: Reporter, kernels: str = AUTO) -> tuple[LoadedModel, float]:
+    """The model and the seconds it took to load from files that are in the system's cache, trials not counted."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
             while file.read(_READ_BYTES):
                 reporter.check_cancel()
     started = time.perf_counter()
-    loaded = load_model(folder, device, reporter)
+    loaded = load_model(folder, device, reporter, kernels)
     if loaded.device == "cuda":
         torch.cuda.synchronize()
-    return loaded, time.perf_counter() - started
+    return loaded, time.perf_counter() - started - loaded.trial_s
 
 
 def measure_performance(
@@ -71,6 +72,7 @@ def measure_performance(
         device=loaded.device,
         threads=torch.get_num_threads(),
         kernels=loaded.kernels,
+        kernel_uses=loaded.kernel_uses,
     )
 
 

@@ -24,7 +24,7 @@ from quantstudio.core.conversation import (
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.library import resolve_model
-from quantstudio.core.recipe import MachineSection, ModelSection
+from quantstudio.core.recipe import ModelSection
 from quantstudio.core.run_store import result_of_model
 from quantstudio.core.verdict import kv_cache_cost
 from quantstudio.gui.context import AppContext
@@ -52,6 +52,7 @@ class ChatPage(QWidget):
         self._answer: list[str] | None = None
         self._wanted = False
         self._noticed = ""
+        self._engine: list[str] = []
         self._middle = QStackedWidget()
         self._make_buttons()
         self._lay_out()
@@ -183,6 +184,8 @@ class ChatPage(QWidget):
         client.notice.connect(self._on_notice)
         client.answered.connect(self._on_answered)
         client.memory.connect(self._on_memory)
+        client.engine.connect(lambda line: self._engine.append(line))
+        client.reading.connect(self._on_reading)
         client.failed.connect(self._on_failed)
         client.closed.connect(self._on_closed)
         context.library.found.connect(self._on_library)
@@ -193,7 +196,7 @@ class ChatPage(QWidget):
         self.composer.stopped.connect(self.stop)
         self.view.again_asked.connect(self.regenerate)
         self.options.mode.currentIndexChanged.connect(lambda _: self._on_mode())
-        self.options.kv_cache_changed.connect(self._load_again)
+        self.options.machine_changed.connect(self._load_again)
         QShortcut(QKeySequence("Ctrl+,"), self).activated.connect(self.fold.click)
         QShortcut(QKeySequence.StandardKey.New, self).activated.connect(self.new_chat)
         QShortcut(QKeySequence.StandardKey.Open, self).activated.connect(self._open_menu)
@@ -224,8 +227,8 @@ class ChatPage(QWidget):
         self._say_status()
 
     def _open_model(self) -> None:
-        settings = self.context.settings
-        machine = MachineSection(device=settings.device, threads=settings.threads, kv_cache=self.options.kv_cache())
+        self._engine = []
+        machine = self.options.machine(self.context.settings)
         self.client.open(self.models.model_id(), machine)
         self._say_status()
 
@@ -260,6 +263,8 @@ class ChatPage(QWidget):
 
     def _on_piece(self, text: str) -> None:
         if self._answer is not None:
+            if not self._answer:
+                self._say(tr("Answering…"))
             self._answer.append(text)
             self.view.add_piece(text)
 
@@ -284,7 +289,13 @@ class ChatPage(QWidget):
     def _on_memory(self, memory: protocol.Memory) -> None:
         if self.client.is_ready and not self.client.is_answering:
             used = human_bytes(memory.cuda or memory.rss)
-            self.status.setText(f"{tr('Ready')} · {used} {tr('of GPU memory') if memory.cuda else tr('of memory')}")
+            where = tr("of GPU memory") if memory.cuda else tr("of memory")
+            self._say(" · ".join([tr("Ready"), f"{used} {where}", *self._engine]))
+
+    def _on_reading(self, share: float) -> None:
+        """Only until the first word of the answer."""
+        if self._answer is not None and not self._answer:
+            self._say(tr("Reading the prompt, {percent} %").format(percent=round(100 * share)))
 
     def _on_failed(self, error: protocol.Error) -> None:
         self.banner.say(" ".join(part for part in (error.what, error.why, error.hint) if part), "error")
@@ -348,7 +359,10 @@ class ChatPage(QWidget):
         elif not self.client.is_ready:
             text = tr("Loading the model…")
         else:
-            text = tr("Answering…") if self.client.is_answering else tr("Ready")
+            text = tr("Answering…") if self.client.is_answering else " · ".join([tr("Ready"), *self._engine])
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         self.status.setText(text)
 
     def _warn_of_run(self) -> None:

@@ -14,13 +14,14 @@ from PySide6.QtWidgets import QComboBox, QFrame, QLineEdit, QPlainTextEdit, QScr
 
 from quantstudio.core.fieldspec import FieldKind, FieldSpec, field_specs
 from quantstudio.core.jobs import Sampling
-from quantstudio.core.recipe import KvCache
+from quantstudio.core.recipe import MachineSection
+from quantstudio.core.settings import Settings
 from quantstudio.gui.forms.editors import Editor, editor_for
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import button, label, wrapped
 
 WIDTH = 264
-KV_CACHE = "machine.kv_cache"
+KERNEL, KV_CACHE = "machine.kernel", "machine.kv_cache"
 SEED = "seed"
 STOP = "stop"
 MAX_SEED = 2**31 - 1
@@ -48,8 +49,8 @@ class ChatOptions(QScrollArea):
     """The fold-out beside the conversation."""
 
     changed = Signal()
-    kv_cache_changed = Signal()
-    """The person chose another key-value cache; a model that is loaded keeps the one it has."""
+    machine_changed = Signal()
+    """The person chose another kernel or key-value cache; a model that is loaded keeps the one it has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,12 +61,13 @@ class ChatOptions(QScrollArea):
         self.mode = QComboBox()
         self.system = QPlainTextEdit()
         self.editors: dict[str, Editor] = {}
+        self.machine_editors: dict[str, Editor] = {}
         self._layout = QVBoxLayout()
         self._layout.setContentsMargins(0, 0, 16, 16)
         self._layout.setSpacing(4)
         self._make_mode()
         self._make_system()
-        self._make_kv_cache()
+        self._make_machine()
         self._layout.addSpacing(12)
         self._layout.addWidget(label(tr("Sampling"), "heading"))
         for spec in sampling_specs():
@@ -91,14 +93,10 @@ class ChatOptions(QScrollArea):
         """Choose between chat template and plain continuation."""
         self.mode.setCurrentIndex(self.mode.findData(on))
 
-    def kv_cache(self) -> KvCache:
-        """How the model is to keep what it has read."""
-        return KvCache(self._kv_cache.value())
-
-    def choose_kv_cache(self, kind: KvCache) -> None:
-        """Choose it as a person would."""
-        self._kv_cache.set_value(kind.value)
-        self.kv_cache_changed.emit()
+    def machine(self, settings: Settings) -> MachineSection:
+        """What the model is to run on, and how."""
+        chosen = {path.rpartition(".")[2]: editor.value() for path, editor in self.machine_editors.items()}
+        return MachineSection(device=settings.device, threads=settings.threads, **chosen)
 
     def say_kv_cost(self, sentence: str) -> None:
         """What int8 there costs the chosen model; empty when no run has measured it."""
@@ -141,17 +139,18 @@ class ChatOptions(QScrollArea):
         self._layout.addSpacing(8)
         self._add_labelled(tr("System &prompt"), self.system)
 
-    def _make_kv_cache(self) -> None:
-        """The recipe's own field, with the measured figure below it."""
-        spec = next(spec for spec in field_specs() if spec.path == KV_CACHE)
-        self._kv_cache = editor_for(spec)
-        self._kv_cache.set_value(spec.default)
-        self._kv_cache.control.setMaximumWidth(WIDTH)
-        self._kv_cache.changed.connect(self.kv_cache_changed)
+    def _make_machine(self) -> None:
+        """The recipe's own fields, with the measured figure below the cache."""
+        for spec in (spec for spec in field_specs() if spec.path in (KERNEL, KV_CACHE)):
+            editor = editor_for(spec)
+            editor.set_value(spec.default)
+            editor.control.setMaximumWidth(WIDTH)
+            editor.changed.connect(self.machine_changed)
+            self.machine_editors[spec.path] = editor
+            self._layout.addSpacing(8)
+            self._add_labelled(tr(spec.title), editor)
         self.kv_cost = label("", "caption", wrap=True)
         self.say_kv_cost("")
-        self._layout.addSpacing(8)
-        self._add_labelled(tr(spec.title), self._kv_cache)
         self._layout.addWidget(self.kv_cost)
 
     def _add_editor(self, spec: FieldSpec) -> None:

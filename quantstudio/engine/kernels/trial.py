@@ -1,0 +1,160 @@
+"""How fast each kernel is on this machine, tried for a moment on the model's own shapes.
+
+Two numbers for a kernel and a shape: one row (a token of the answer) and many (a prompt). Kernels take turns, and
+before each product of one row a buffer larger than most caches is walked through, because in a model the other layers'
+weights do that. Heads of a hundred thousand rows are tried on some of their rows.
+
+What was measured is kept in the data folder, by processor, threads, torch and shape, so a model is tried once, and runs
+of one recipe choose alike; times taken while something else kept the processor are not believed. Small shapes are not tried: there the call costs more than the product.
+Only on the CPU: on a GPU a kernel's time without its graph says little about its time in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, ClassVar, Protocol
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+
+from quantstudio.core.disk import write_atomically
+from quantstudio.core.paths import data_home
+from quantstudio.core.schemes import WeightSpec
+from quantstudio.engine.kernels.probe import random_input, random_weight
+from quantstudio.engine.measure.environment import cpu_name
+
+PROMPT_ROWS = 128
+AT_LOAD_S = 0.8
+"""Most that the trials may take while a model is loaded; shapes that are left over wait for the next time."""
+SMALLEST = 1 << 18
+"""Weights in the smallest matrix that is tried."""
+MOST_ROWS = 2048
+"""Taller weights are tried on so many of their rows."""
+_TURNS = 8
+_DISTURBED = 2.0
+"""When half of the products take this many times as long as the quickest, something else was at work."""
+_FLUSH_BYTES = 32 << 20
+_MAX_FILE_BYTES = 4 << 20
+
+_Seconds = Annotated[float, Field(gt=0, lt=1000)]
+_Table = dict[str, dict[str, dict[str, tuple[_Seconds, _Seconds]]]]
+"""Machine → scheme and shape → kernel → seconds for one row and for `PROMPT_ROWS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds for one row and for `PROMPT_ROWS` rows."""
+
+    one: float
+    prompt: float
+
+    @property
+    def typical(self) -> float:
+        """Seconds in a typical exchange: a prompt of 512 tokens and an answer of 256."""
+        return self.prompt * 512 / PROMPT_ROWS + self.one * 256
+
+
+class Candidate(Protocol):
+    """A kernel class, as far as trying it goes."""
+
+    name: ClassVar[str]
+
+    def __call__(self, weight: Any, bias: Any = None) -> torch.nn.Module: ...
+
+
+class Trials:
+    """Timings of kernels on this machine, from the file or made now while `budget_s` seconds last."""
+
+    def __init__(self, budget_s: float = AT_LOAD_S, path: Path | None = None) -> None:
+        self._path = path or data_home() / "kernels.json"
+        self._left = budget_s
+        self._machine = machine_key(torch.get_num_threads())
+        self._table = _read(self._path)
+        self._changed = False
+        self.seconds = 0.0
+        """Spent on trials so far."""
+
+    def timings(self, spec: WeightSpec, rows: int, columns: int, kernels: Sequence[Candidate]) -> Mapping[str, Timing]:
+        """Kernel name → timing of a weight of `[rows, columns]`.
+
+        Empty when it is small, no time is left, or the machine is too busy to tell: the next load tries again.
+        """
+        if rows * columns < SMALLEST:
+            return {}
+        rows = min(rows, MOST_ROWS)
+        key = f"{spec.label}, {rows} x {columns}"
+        known = self._table.setdefault(self._machine, {}).get(key, {})
+        if any(kernel.name not in known for kernel in kernels):
+            if self.seconds >= self._left:
+                return {}
+            started = time.perf_counter()
+            found, quiet = _time(spec, rows, columns, kernels)
+            self.seconds += time.perf_counter() - started
+            if not quiet:
+                return {}
+            known = known | found
+            self._table[self._machine][key] = known
+            self._changed = True
+        return {kernel.name: Timing(*known[kernel.name]) for kernel in kernels}
+
+    def save(self) -> None:
+        """Keep what was measured. A folder that cannot be written to costs the next load a second, nothing else."""
+        if not self._changed:
+            return
+        self._changed = False
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, _adapter().dump_json(self._table, indent=1).decode() + "\n")
+        except OSError:
+            return
+
+
+def machine_key(threads: int) -> str:
+    """What timings depend on beside scheme and shape."""
+    return f"{cpu_name()}, {threads} threads, torch {torch.__version__}"
+
+
+@torch.inference_mode()
+def _time(
+    spec: WeightSpec, rows: int, columns: int, kernels: Sequence[Candidate]
+) -> tuple[dict[str, tuple[float, float]], bool]:
+    """Kernel → seconds for one row and for a prompt, and whether the machine was quiet enough to believe them."""
+    weight = random_weight(spec, rows, columns, torch.device("cpu"))
+    modules = {kernel.name: kernel(weight) for kernel in kernels}
+    one, prompt = random_input((1, columns), seed=0), random_input((PROMPT_ROWS, columns), seed=1)
+    flush = torch.zeros(_FLUSH_BYTES // 8, dtype=torch.int64)
+    ones: dict[str, list[float]] = {name: [] for name in modules}
+    prompts: dict[str, list[float]] = {name: [] for name in modules}
+    for turn in range(_TURNS + 1):
+        for name, module in modules.items():
+            flush.add_(1)
+            ones[name].append(_seconds(module, one))
+            if turn % 2 == 0:
+                prompts[name].append(_seconds(module, prompt))
+    # The first of each is a warm-up. The least: whatever disturbs a product makes it longer.
+    least = {name: (min(ones[name][1:]), min(prompts[name][1:])) for name in modules}
+    return least, all(median(ones[name][1:]) < _DISTURBED * least[name][0] for name in modules)
+
+
+def _seconds(module: torch.nn.Module, x: torch.Tensor) -> float:
+    started = time.perf_counter()
+    module(x)
+    return max(time.perf_counter() - started, 1e-9)
+
+
+def _read(path: Path) -> _Table:
+    try:
+        with path.open("rb") as file:
+            return _adapter().validate_json(file.read(_MAX_FILE_BYTES))
+    except (OSError, ValidationError):
+        return {}  # none yet, or damaged: they are measured again
+
+
+@cache
+def _adapter() -> TypeAdapter[_Table]:
+    return TypeAdapter(_Table)

@@ -18,8 +18,8 @@ READY_PHASE = "chat"
 class ChatClient(QObject):
     """Opens one model at a time. Closing or opening another ends the worker.
 
-    After `open`: `ready`, or `failed`. After `generate`: any number of `reading`, of `piece`, perhaps `notice`, then one
-    `answered`. `failed` and `closed` mean that the model is no longer loaded; open it again to go on.
+    After `open`: `ready`, or `failed`. After `generate`: any number of `reading`, then of `piece`, perhaps `notice`,
+    then one `answered`. `failed` and `closed` mean that the model is no longer loaded; open it again to go on.
     """
 
     phase = Signal(str)

@@ -251,8 +251,8 @@ class MachineSection(Section):
         Field(
             default="auto",
             title="Kernel",
-            description="The piece of code that multiplies by quantized weights when the model runs. auto tries those that "
-            "fit for a moment on this machine and takes the fastest; layers that the chosen one cannot run go to the "
+            description="The piece of code that multiplies by quantized weights when the model runs. auto tries those "
+            "that fit for a moment on this machine and takes the fastest; layers that it cannot run go to the "
             "others. The saved model is the same whichever it is.",
             json_schema_extra={
                 "advanced": True,

@@ -24,7 +24,7 @@ from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.probe import random_input, random_weight
-from quantstudio.engine.kernels.trial import MOST_ROWS, Timing, Trials
+from quantstudio.engine.kernels.trial import MOST_ROWS, NO_TIME, Timing, Trials
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 AUTO = "auto"
@@ -135,8 +135,8 @@ class _Use:
 
     operator: str
     layers: int = 0
-    own: Timing = Timing(0, 0)
-    reference: Timing = Timing(0, 0)
+    own: Timing = NO_TIME
+    reference: Timing = NO_TIME
 
     def add(self, rows: int, own: Timing | None, reference: Timing | None) -> None:
         self.layers += 1

@@ -5,7 +5,8 @@ before each product of one row a buffer larger than most caches is walked throug
 weights do that. Heads of a hundred thousand rows are tried on some of their rows.
 
 What was measured is kept in the data folder, by processor, threads, torch and shape, so a model is tried once, and runs
-of one recipe choose alike; times taken while something else kept the processor are not believed. Small shapes are not tried: there the call costs more than the product.
+of one recipe choose alike; times taken while something else kept the processor are not believed. Small shapes are not
+tried: there the call costs more than the product.
 Only on the CPU: on a GPU a kernel's time without its graph says little about its time in it.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -27,6 +28,7 @@ from quantstudio.core.paths import data_home
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.kernels.probe import random_input, random_weight
 from quantstudio.engine.measure.environment import cpu_name
+from quantstudio.engine.quantized_weight import QuantizedWeight
 
 PROMPT_ROWS = 128
 AT_LOAD_S = 0.8
@@ -59,12 +61,18 @@ class Timing:
         return self.prompt * 512 / PROMPT_ROWS + self.one * 256
 
 
+NO_TIME = Timing(0, 0)
+
+
 class Candidate(Protocol):
     """A kernel class, as far as trying it goes."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """Its id."""
+        ...
 
-    def __call__(self, weight: Any, bias: Any = None) -> torch.nn.Module: ...
+    def __call__(self, weight: QuantizedWeight) -> torch.nn.Module: ...
 
 
 class Trials:

@@ -135,7 +135,7 @@ def _add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser("measure", help=text, description=text)
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    add_recipe_flags(parser, sections=("measure", "machine"), without=("measure.enabled",))
+    add_recipe_flags(parser, sections=("measure", "machine"), without=("measure.enabled", "measure.trial"))
     parser.set_defaults(command=_measure)
 
 

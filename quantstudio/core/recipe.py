@@ -151,6 +151,14 @@ class MeasureSection(Section):
         title="Measure afterwards",
         description="Measure speed, memory and quality of the original and the result, each in a fresh process.",
     )
+    trial: bool = Field(
+        default=True,
+        title="Try the speed first",
+        description="Before a calibrated method or training starts, time the kernels on the shapes of this model for "
+        "up to 20 seconds, and warn when the result would write slower than the original on this machine. Measured "
+        "once for a model; on a GPU nothing is tried.",
+        json_schema_extra=ADVANCED,
+    )
     text: EvaluationText = Field(
         default=BuiltinText(),
         title="Evaluation text",

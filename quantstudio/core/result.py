@@ -56,7 +56,8 @@ class KernelUse(_Plain):
     decode_ratio: float | None = None
     """How many times as fast as bf16 for one row; None: not tried."""
     prompt_ratio: float | None = None
-    """Likewise for many rows."""
+    """Likewise for `prompt_tokens` rows."""
+    prompt_tokens: int = 0
 
 
 class Performance(_Plain):
@@ -76,6 +77,10 @@ class Performance(_Plain):
     kernels: dict[str, int] = {}
     """Kernel name → number of layers that run on it."""
     kernel_uses: tuple[KernelUse, ...] = ()
+    bandwidth: float = 0.0
+    """Bytes a second that the memory of the device delivers; 0: not measured."""
+    bytes_per_token: int = 0
+    """Bytes of weights that one token reads; 0: not known."""
 
 
 class Quality(_Plain):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from quantstudio.core.comparison import NEAR, SAME, baseline
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
-from quantstudio.core.result import Interval, KernelUse, KvCacheCost, Performance, Quality, RunResult, Spread
+from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality, RunResult, Spread
+from quantstudio.core.speed_words import speed_details
 
 DRIFT = 0.05
 """From this relative difference between the first and the last measurement of the original, it is mentioned."""
@@ -20,6 +21,7 @@ def verdict(result: RunResult) -> tuple[str, ...]:
     original, quantized = baseline(result), result.quantized
     if original and quantized:
         sentences += [_decode(original, quantized), _prompt(original, quantized), _memory(original, quantized)]
+        sentences += speed_details(result, original, quantized)
     if result.quality:
         sentences += _quality(result.quality)
     if result.kv_cache:
@@ -103,16 +105,6 @@ def _quality(quality: Quality) -> list[str]:
         first = f"Quality: perplexity {percent} {direction} ({_range(change)} with 95 % confidence; {values})."
     same = f"{quality.top1.value * 100:.1f} %"
     return [first, f"Agrees with the original on the likeliest next token {same} of the time."]
-
-
-def kernel_words(use: KernelUse) -> str:
-    """What runs the layers of one scheme, and how it did in its trial: `W4A16 g128: …_mm_for_cpu, 3.1× bf16`."""
-    if use.decode_ratio is None or use.prompt_ratio is None:
-        return f"{use.scheme}: {use.operator} (not tried here)"
-    return (
-        f"{use.scheme}: {use.operator}, {use.decode_ratio:.2g}× bf16 for one token, "
-        f"{use.prompt_ratio:.2g}× for a prompt (a short trial here)"
-    )
 
 
 def kv_cache_cost(cost: KvCacheCost) -> str:

@@ -20,8 +20,8 @@ from quantstudio.core.jobs import ChatJob, ChatRequest, Turn
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.recipe import KvCache, ModelSection
+from quantstudio.core.speed_words import kernel_words
 from quantstudio.core.usage import mark_used
-from quantstudio.core.verdict import kernel_words
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import PROMPT_CHUNK, Generator, Stats
 from quantstudio.engine.load import LoadedModel, load_model

@@ -171,12 +171,15 @@ def _quantize(
     """Choose and write; what a method finishes on the way outlives the process beside `partial`."""
     import torch
 
+    from quantstudio.engine.foresight import warn_if_slower
     from quantstudio.engine.measure.environment import thread_count
     from quantstudio.engine.quantize import quantize_model
 
     torch.set_num_threads(thread_count(recipe.machine))
     run_folder, data = partial.parent, None
     if recipe.method.kind in NEEDS_DATA:
+        if recipe.measure.trial:
+            warn_if_slower(plan, recipe.machine, reporter)
         enter(DATA)
         data = prepare_text(recipe, info.path, run_folder, reporter)
     chosen = choose_weights(info, plan, recipe, run_folder, data, enter, reporter)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantstudio.core.result import Interval, KvCacheCost, Spread
+from quantstudio.core.result import Interval, KernelUse, KvCacheCost, Spread
 from quantstudio.core.verdict import summary, verdict
 
 
@@ -136,3 +136,49 @@ def test_an_int8_cache_is_told_with_its_cost(make_result, value, low, high, word
     )
     told = only(verdict(make_result(kv_cache=cost)), "int8 key-value")
     assert told == f"int8 key-value cache: 52 % of the memory for each token of the text; {words}"
+
+
+def with_limit(result, share, **changes):
+    """The quantized model reads `share` of what the memory delivers."""
+    speed = result.quantized
+    moved = speed.decode_tps.median * 1_000_000
+    limit = {"bandwidth": moved / share, "bytes_per_token": 1_000_000}
+    return result.model_copy(update={"quantized": speed.model_copy(update=limit | changes)})
+
+
+def test_lengths_kernels_and_the_limit_are_told(make_result):
+    use = KernelUse(
+        scheme="W4A16 g128", kernel="a", operator="an_operator", layers=42, decode_ratio=2.71, prompt_ratio=0.56,
+        prompt_tokens=128,
+    )  # fmt: skip
+    found = verdict(with_limit(make_result("int4"), 0.71, kernel_uses=(use,)))
+    assert only(found, "Measured with").endswith(
+        "a prompt of 512 tokens and an answer of 64, so at context lengths of 512 to 576, on the CPU with 2 threads."
+    )
+    assert only(found, "Runs on") == (
+        "Runs on W4A16 g128: an_operator, 2.7× bf16 for one token, 0.56× for a prompt of 128 (a short trial here)."
+    )
+    assert "Each token reads 1 MB of weights: 71 % of what the memory can deliver" in only(found, "Each token")
+    assert "the output head in the bits of the layers" in only(found, "What would be faster")
+
+
+@pytest.mark.parametrize(
+    ("decode", "ttft", "share", "words"),
+    [
+        (0.6, 1.0, 0.9, ["the original (100 tok/s here); W4A16 g128 saves 11.4 MB."]),
+        (2.0, 1.5, 0.9, ["for long prompts with short answers the original (first token after 200 ms", "fewer bytes"]),
+        (2.0, 1.0, 0.3, ["fewer bits hardly"]),
+        (2.0, 1.0, 0.9, ["fewer bytes for each token"]),
+    ],
+)
+def test_what_would_be_faster_rests_on_what_was_measured(make_result, decode, ttft, share, words):
+    found = verdict(with_limit(with_speed(make_result("int4"), decode, ttft), share))
+    told = [sentence for sentence in found if sentence.startswith("What would be faster")]
+    assert len(told) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, told, strict=True))
+
+
+def test_without_the_memorys_speed_no_share_of_it_is_told(make_result):
+    found = " ".join(verdict(with_speed(make_result("int4"), 2.0, 0.5)))
+    assert "memory can deliver" not in found
+    assert "What would be faster" not in found

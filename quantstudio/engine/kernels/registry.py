@@ -24,7 +24,7 @@ from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.probe import random_input, random_weight
-from quantstudio.engine.kernels.trial import MOST_ROWS, NO_TIME, Timing, Trials
+from quantstudio.engine.kernels.trial import MOST_ROWS, NO_TIME, PROMPT_ROWS, Timing, Trials, sum_timings
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 AUTO = "auto"
@@ -113,9 +113,15 @@ class Chooser:
                 layers=use.layers,
                 decode_ratio=use.reference.one / use.own.one if use.own.one else None,
                 prompt_ratio=use.reference.prompt / use.own.prompt if use.own.prompt else None,
+                prompt_tokens=PROMPT_ROWS,
             )
             for (scheme, name), use in self._uses.items()
         )
+
+    def totals(self) -> tuple[Timing, Timing]:
+        """Seconds that all layers chosen for so far take together, and in bf16; only those that were tried count."""
+        uses = self._uses.values()
+        return sum_timings(use.own for use in uses), sum_timings(use.reference for use in uses)
 
     def _agrees(self, kernel: KernelClass, spec: WeightSpec, columns: int) -> bool:
         if kernel is Dequantized:
@@ -142,10 +148,8 @@ class _Use:
         self.layers += 1
         if own and reference:
             scale = max(1.0, rows / MOST_ROWS)
-            self.own, self.reference = (
-                Timing(total.one + scale * more.one, total.prompt + scale * more.prompt)
-                for total, more in ((self.own, own), (self.reference, reference))
-            )
+            self.own = sum_timings((self.own, own.times(scale)))
+            self.reference = sum_timings((self.reference, reference.times(scale)))
 
 
 def relative_error(kernel: KernelClass, spec: WeightSpec, columns: int, device: torch.device) -> float:

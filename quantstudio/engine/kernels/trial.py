@@ -13,7 +13,7 @@ Only on the CPU: on a GPU a kernel's time without its graph says little about it
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,8 @@ from quantstudio.engine.quantized_weight import QuantizedWeight
 PROMPT_ROWS = 128
 AT_LOAD_S = 0.8
 """Most that the trials may take while a model is loaded; shapes that are left over wait for the next time."""
+BEFORE_A_JOB_S = 20.0
+"""Likewise before a job of minutes or hours."""
 SMALLEST = 1 << 18
 """Weights in the smallest matrix that is tried."""
 MOST_ROWS = 2048
@@ -60,8 +62,19 @@ class Timing:
         """Seconds in a typical exchange: a prompt of 512 tokens and an answer of 256."""
         return self.prompt * 512 / PROMPT_ROWS + self.one * 256
 
+    def times(self, factor: float) -> Timing:
+        return Timing(self.one * factor, self.prompt * factor)
+
 
 NO_TIME = Timing(0, 0)
+
+
+def sum_timings(timings: Iterable[Timing]) -> Timing:
+    """What all these take one after the other."""
+    total = NO_TIME
+    for timing in timings:
+        total = Timing(total.one + timing.one, total.prompt + timing.prompt)
+    return total
 
 
 class Candidate(Protocol):

@@ -20,6 +20,7 @@ from quantstudio.core.result import Performance, Spread
 from quantstudio.engine.generate import Generator
 from quantstudio.engine.kernels.registry import AUTO
 from quantstudio.engine.load import LoadedModel, load_model
+from quantstudio.engine.measure.bandwidth import bytes_per_token, memory_bandwidth
 from quantstudio.engine.measure.memory import peak_rss
 from quantstudio.engine.measure.text import Text, prompt_ids
 from quantstudio.engine.reporter import Reporter
@@ -59,10 +60,11 @@ def measure_performance(
         reporter.progress(trial, measure.trials + 1, "trials", label)
         trials.append(_trial(generator, prompt, decode_tokens))
     del trials[0]  # the warm-up
+    most = peak_rss()  # before the memory's speed is measured, which takes some itself
     return Performance(
         label=label,
         load_s=load_s,
-        peak_rss=peak_rss(),
+        peak_rss=most,
         peak_cuda=torch.cuda.max_memory_allocated() if loaded.device == "cuda" else 0,
         ttft_s=spread([first for first, _ in trials]),
         prompt_tps=spread([prompt_tokens / first for first, _ in trials]),
@@ -73,6 +75,8 @@ def measure_performance(
         threads=torch.get_num_threads(),
         kernels=loaded.kernels,
         kernel_uses=loaded.kernel_uses,
+        bandwidth=memory_bandwidth(loaded.model.device),
+        bytes_per_token=bytes_per_token(loaded.model),
     )
 
 

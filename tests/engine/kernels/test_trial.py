@@ -9,7 +9,7 @@ import torch
 
 from quantstudio.core.recipe import MachineSection
 from quantstudio.core.schemes import WeightSpec
-from quantstudio.core.verdict import kernel_words
+from quantstudio.core.speed_words import kernel_words
 from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8

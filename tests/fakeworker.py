@@ -424,6 +424,9 @@ def chat(argument):
         if words == ["die"]:
             os.kill(os.getpid(), signal.SIGKILL)
         reason = "end"
+        if words[:1] == ["flow"]:
+            flow(int(words[1]), int(words[2]), turn)
+            words, reason = [], "stopped"
         if words == ["long"]:
             say("progress", done=512, total=1280, unit="tokens")
             wait_for("stop")
@@ -435,6 +438,16 @@ def chat(argument):
             reason = "stopped"
         say("answer", turn=turn, reason=reason, prompt_tokens=3, tokens=len(words), ttft_s=0.1, tokens_per_s=9.0)
         turn += 1
+
+
+def flow(rate, count, turn):
+    """So many tokens a second, until `stop` or so many are written."""
+    started = time.monotonic()
+    for number in range(count):
+        say("tokens", text=f"word{number}" + ("\n" if number % 60 == 59 else " "), turn=turn)
+        command = next_command(timeout=max(0.0, started + (number + 1) / rate - time.monotonic()))
+        if command and command["cmd"] == "stop":
+            return
 
 
 if __name__ == "__main__":

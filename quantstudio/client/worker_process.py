@@ -232,7 +232,9 @@ class WorkerProcess(QObject):
         self._batch.append(message)
         if isinstance(message, protocol.TERMINAL):
             self._climb(self._patience.exit, WorkerProcess._force)
-        if not self._batch_timer.isActive():
+        if isinstance(message, protocol.Answer):
+            self._batch_timer.start(0)  # who stopped an answer waits for it
+        elif not self._batch_timer.isActive():
             self._batch_timer.start(BATCH_MS)
 
     def _fail(self, kind: str, what: str, why: str, hint: str = "") -> None:

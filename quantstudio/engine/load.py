@@ -28,7 +28,7 @@ from quantstudio.core.safety import require_safe
 from quantstudio.engine.attention import ATTENTION, register_attention
 from quantstudio.engine.failures import is_out_of_memory
 from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
-from quantstudio.engine.kernels.trial import Trials
+from quantstudio.engine.kernels.trial import AT_LOAD_S, Trials
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import load_quantized
 from quantstudio.engine.memory import keep_freed_memory
@@ -58,11 +58,14 @@ class LoadedModel:
     """The short way for one token, where there is one; it runs the layers that were there when the model was loaded."""
 
 
-def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUTO) -> LoadedModel:
+def load_model(
+    folder: Path, device: str, reporter: Reporter, kernels: str = AUTO, trials_s: float = AT_LOAD_S
+) -> LoadedModel:
     """Load an original model or one that was quantized to int4 or int8 and saved as compressed-tensors, in bf16.
 
     `device`: auto, cpu or cuda. `kernels`: "auto" (the fastest that agrees with the reference), "reference"
-    (dequantized weights, and activations rounded as the scheme says), or the name of a kernel.
+    (dequantized weights, and activations rounded as the scheme says), or the name of a kernel. `trials_s`: seconds that
+    trials of kernels may take which this machine has not seen yet.
     Raises ModelNotFound, ModelDamaged, ModelUnsafe, ModelUnsupported.
     """
     folder = folder.resolve()
@@ -77,7 +80,7 @@ def load_model(folder: Path, device: str, reporter: Reporter, kernels: str = AUT
         model = _load_original(folder).to(target)
         counts = {"bf16": sum(isinstance(module, nn.Linear) for module in model.modules())}
     else:
-        trials = Trials()
+        trials = Trials(trials_s)
         chooser = Chooser(torch.device(target), kernels, reporter.log, trials)
         model, counts = load_quantized(folder, config, chooser, reporter)
         trials.save()

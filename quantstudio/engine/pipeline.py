@@ -171,7 +171,8 @@ def _quantize(
     """Choose and write; what a method finishes on the way outlives the process beside `partial`."""
     import torch
 
-    from quantstudio.engine.foresight import warn_if_slower
+    from quantstudio.engine.foresight import try_kernels, warn_if_slower
+    from quantstudio.engine.kernels.trial import AT_LOAD_S
     from quantstudio.engine.measure.environment import thread_count
     from quantstudio.engine.quantize import quantize_model
 
@@ -185,6 +186,8 @@ def _quantize(
     chosen = choose_weights(info, plan, recipe, run_folder, data, enter, reporter)
     enter("quantize")
     quantization = quantize_model(info, plan, recipe, partial, reporter, chosen)
+    if recipe.measure.enabled:
+        try_kernels(plan, recipe.machine, reporter, AT_LOAD_S)
     return quantization, data.summary if data else None
 
 

@@ -26,6 +26,8 @@ FLUSH_S = 0.05
 MAX_STREAM = 5000
 GAUGES = (protocol.Progress, protocol.Transfer, protocol.Memory, protocol.Heartbeat)
 STREAMS = (protocol.Metric, protocol.Log)
+URGENT = (protocol.Answer, *protocol.TERMINAL)
+"""What somebody waits for: not kept for the next batch."""
 
 
 class Outbox:
@@ -43,6 +45,7 @@ class Outbox:
         self._dropped = 0
         self._ready = threading.Condition()
         self._ended = threading.Event()
+        self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
@@ -59,6 +62,8 @@ class Outbox:
                 self._append(message)
             if isinstance(message, protocol.TERMINAL):
                 self._ended.set()
+            if isinstance(message, URGENT):
+                self._hurry.set()
             self._ready.notify()
 
     def finish(self, terminal: Message) -> None:
@@ -99,7 +104,7 @@ class Outbox:
                 return
             if isinstance(batch[-1], protocol.TERMINAL):
                 return
-            self._ended.wait(FLUSH_S)
+            self._hurry.wait(FLUSH_S)
 
     def _take(self) -> list[Message]:
         batch = list(self._pending.values())
@@ -109,6 +114,7 @@ class Outbox:
         self._pending.clear()
         self._streams.clear()
         self._dropped = 0
+        self._hurry.clear()
         return batch
 
 

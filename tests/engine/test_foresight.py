@@ -7,13 +7,14 @@ import pytest
 from quantstudio.core import protocol
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
-from quantstudio.core.recipe import LayersSection, MachineSection, Recipe
+from quantstudio.core.recipe import LayersSection, MachineSection, MeasureSection, Recipe
 from quantstudio.core.schemes import W4A16
 from quantstudio.engine import foresight
 from quantstudio.engine.foresight import warn_if_slower
 from quantstudio.engine.kernels import trial
-from quantstudio.engine.kernels.trial import PROMPT_ROWS
-from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.kernels.trial import AT_LOAD_S, PROMPT_ROWS
+from quantstudio.engine.measure.spec import MeasureSpec
+from quantstudio.engine.reporter import Reporter, silent
 
 CPU = MachineSection(device="cpu")
 
@@ -71,8 +72,39 @@ def test_models_too_small_to_time_and_gpus_are_passed_over(told, monkeypatch):
     assert told(9.0) == []
 
 
+def test_a_measured_run_tries_the_kernels_before_its_fresh_processes_do(tiny_folder, tmp_path, monkeypatch):
+    """There, the trial's own memory would count as the model's."""
+    from quantstudio.engine import pipeline
+    from quantstudio.engine.measure import __main__ as measuring
+
+    tried = []
+    monkeypatch.setattr(foresight, "try_kernels", lambda plan, machine, reporter, limit_s: tried.append(limit_s))
+    info = read_model_info(tiny_folder)
+    for enabled in (True, False):
+        recipe = Recipe(
+            scheme=W4A16(group_size=32),
+            measure=MeasureSection(enabled=enabled),
+            machine=MachineSection(device="cpu", threads=1),
+        )
+        partial = tmp_path / str(enabled) / "model.partial"
+        partial.mkdir(parents=True)
+        pipeline._quantize(info, make_plan(info, recipe), recipe, partial, lambda phase: None, silent())
+    assert tried == [AT_LOAD_S]
+    budgets = []
+
+    def load_timed(folder, device, reporter, kernels, trials_s):
+        budgets.append(trials_s)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("quantstudio.engine.measure.performance.load_timed", load_timed)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for alone in (True, False):
+        with pytest.raises(RuntimeError, match="enough"):
+            measuring.measure(MeasureSpec(model=str(tiny_folder), label="Tiny", alone=alone), silent())
+    assert budgets == [AT_LOAD_S, 0.0]
+
+
 def test_it_is_asked_before_calibration_and_can_be_skipped(monkeypatch):
-    from quantstudio.core.recipe import MeasureSection
     from quantstudio.core.recipe_method import Gptq
     from quantstudio.engine import pipeline
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -158,3 +159,16 @@ def test_a_reader_that_is_gone_is_told():
     outbox = Outbox(refuse, broken=broken.set)
     outbox(Heartbeat())
     assert broken.wait(20)
+
+
+def test_an_answer_does_not_wait_for_the_next_batch(monkeypatch, pipe):
+    monkeypatch.setattr(outbox_module, "FLUSH_S", 3600.0)
+    outbox = Outbox(pipe, broken=lambda: pytest.fail("broken"))
+    answer = protocol.Answer(turn=0, reason="stopped", prompt_tokens=1, tokens=1, ttft_s=0.1, tokens_per_s=1.0)
+    for message in (Notice(level="info", text="first"), answer, replace(answer, turn=1)):
+        outbox(message)
+        deadline = time.monotonic() + 20
+        while message not in pipe.messages and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert pipe.messages[1:] == [answer, replace(answer, turn=1)]
+    outbox.finish(Result())

@@ -48,6 +48,7 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
     """Carry out the spec in this process. The speed part comes first, so that its peak memory is the model's own."""
     import torch
 
+    from quantstudio.engine.kernels.trial import AT_LOAD_S
     from quantstudio.engine.load import load_model
     from quantstudio.engine.measure.performance import load_timed, measure_performance
     from quantstudio.engine.measure.quality import measure_kv_cache, measure_quality, measure_text_fit
@@ -56,7 +57,9 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = spec.machine.seed
     text = read_text(spec.measure.text, spec.measure.quality_tokens)
-    loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter, spec.machine.kernel)
+    # In a run the parent has tried the kernels: done here it would count as the model's memory.
+    trials_s = AT_LOAD_S if spec.alone else 0.0
+    loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter, spec.machine.kernel, trials_s)
     kind = spec.machine.kv_cache
     performance = measure_performance(loaded, load_s, spec.label, text, spec.measure, seed, reporter, kind)
     if not spec.original and not spec.alone:

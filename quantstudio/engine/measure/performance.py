@@ -19,6 +19,7 @@ from quantstudio.core.recipe import KvCache, MeasureSection
 from quantstudio.core.result import Performance, Spread
 from quantstudio.engine.generate import Generator
 from quantstudio.engine.kernels.registry import AUTO
+from quantstudio.engine.kernels.trial import AT_LOAD_S
 from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.measure.bandwidth import bytes_per_token, memory_bandwidth
 from quantstudio.engine.measure.memory import peak_rss
@@ -28,14 +29,16 @@ from quantstudio.engine.reporter import Reporter
 _READ_BYTES = 8 << 20
 
 
-def load_timed(folder: Path, device: str, reporter: Reporter, kernels: str = AUTO) -> tuple[LoadedModel, float]:
+def load_timed(
+    folder: Path, device: str, reporter: Reporter, kernels: str = AUTO, trials_s: float = AT_LOAD_S
+) -> tuple[LoadedModel, float]:
     """The model and the seconds it took to load from files that are in the system's cache, trials not counted."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
             while file.read(_READ_BYTES):
                 reporter.check_cancel()
     started = time.perf_counter()
-    loaded = load_model(folder, device, reporter, kernels)
+    loaded = load_model(folder, device, reporter, kernels, trials_s)
     if loaded.device == "cuda":
         torch.cuda.synchronize()
     return loaded, time.perf_counter() - started - loaded.trial_s

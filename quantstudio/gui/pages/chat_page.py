@@ -295,7 +295,9 @@ class ChatPage(QWidget):
     def _on_reading(self, share: float) -> None:
         """Only until the first word of the answer."""
         if self._answer is not None and not self._answer:
-            self._say(tr("Reading the prompt, {percent} %").format(percent=round(100 * share)))
+            text = tr("Reading the prompt, {percent} %").format(percent=round(100 * share))
+            self.view.say_reading(text)
+            self._say(text)
 
     def _on_failed(self, error: protocol.Error) -> None:
         self.banner.say(" ".join(part for part in (error.what, error.why, error.hint) if part), "error")

@@ -189,6 +189,10 @@ class ChatView(QScrollArea):
         self._mark_last(offer_again=False)
         self.bubbles[-1].numbers.setText(tr("Reading your message…"))
 
+    def say_reading(self, text: str) -> None:
+        """How far the prompt is read, below the answer that has not begun."""
+        self.bubbles[-1].numbers.setText(text)
+
     def add_piece(self, text: str) -> None:
         """Add to the answer, with the next flush."""
         self._pending.append(text)

@@ -11,6 +11,11 @@ Finding the best choice is a knapsack in which every layer takes exactly one of 
 lower convex hull of a layer's (cost, loss) points are never taken, and the steps along all hulls are taken in the order
 of loss saved per cost: the Lagrangian solution (Shoham & Gersho, "Efficient bit allocation for an arbitrary set of
 quantizers", IEEE Trans. ASSP 36, 1988). What is then left of the budget is filled with the next steps that still fit.
+
+Losses are measured, so they are known only so well, and a choice that looks best by a hair is not. The measured whole
+models tell how well: by as much as single layers' losses miss them. Where equal bits in all layers fit the budget, bits
+are taken from a layer to be given to another only when that wins more than such an error of everything it changes;
+otherwise every layer keeps the equal bits, and some get more from what is left.
 """
 
 from __future__ import annotations
@@ -136,9 +141,9 @@ def allot(sensitivity: Sensitivity, target: Target) -> Allotment:
     if isinstance(target, AverageBits):
         weights = {layer.name: layer.weights for layer in sensitivity.layers}
         budget = target.average_bits * sensitivity.weights
-        return _within_budget(sensitivity, budget, lambda layer, option: option.bits * weights[layer.name])
+        return _beyond_doubt(sensitivity, budget, lambda layer, option: option.bits * weights[layer.name])
     budget = target.file_size_mb * _MB - sensitivity.other_bytes
-    return _within_budget(sensitivity, budget, lambda _layer, option: option.nbytes)
+    return _beyond_doubt(sensitivity, budget, lambda _layer, option: option.nbytes)
 
 
 def as_precision(allotment: Allotment) -> PerLayer:
@@ -217,6 +222,50 @@ class _Step:
     option: Option
     cost: float
     saved: float
+
+
+def _beyond_doubt(sensitivity: Sensitivity, budget: float, cost: _Cost) -> Allotment:
+    """The best within the budget, unless it takes bits from layers for a gain that may be an error of measurement."""
+    best = _within_budget(sensitivity, budget, cost)
+    fitting = [bits for bits in _common_bits(sensitivity) if _alike(sensitivity, bits, cost) <= budget * (1 + 1e-9)]
+    if not best.reached or not fitting:
+        return best
+    steady = predict(sensitivity, _within_budget(_at_least(sensitivity, max(fitting)), budget, cost).bits)
+    changed = gain = 0.0
+    for layer in sensitivity.layers:
+        saved = layer.option(steady.bits[layer.name]).kl - layer.option(best.bits[layer.name]).kl
+        gain, changed = gain + saved, changed + abs(saved)
+    return best if gain > _error(sensitivity) * changed else steady
+
+
+def _common_bits(sensitivity: Sensitivity) -> set[int]:
+    each = [{option.bits for option in layer.options} for layer in sensitivity.layers]
+    return set.intersection(*each) if each else set()
+
+
+def _alike(sensitivity: Sensitivity, bits: int, cost: _Cost) -> float:
+    return sum(cost(layer, layer.option(bits)) for layer in sensitivity.layers)
+
+
+def _at_least(sensitivity: Sensitivity, bits: int) -> Sensitivity:
+    layers = (
+        layer.model_copy(update={"options": tuple(option for option in layer.options if option.bits >= bits)})
+        for layer in sensitivity.layers
+    )
+    return sensitivity.model_copy(update={"layers": tuple(layers)})
+
+
+def _error(sensitivity: Sensitivity) -> float:
+    """By what share single layers' losses are off: the most that their sum misses a measured whole model's by.
+
+    Beyond the knee losses do not add up, and nobody should go there: those models do not count.
+    """
+    misses = [0.0]
+    for whole in _same_groups(sensitivity):
+        added = sum(layer.option(whole.bits).kl for layer in sensitivity.layers)
+        if added > 0 and 0 < whole.kl <= KNEE_KL:
+            misses.append(abs(whole.kl / added - 1))
+    return max(misses)
 
 
 def _within_budget(sensitivity: Sensitivity, budget: float, cost: _Cost) -> Allotment:

@@ -101,7 +101,7 @@ class _Run:
         self._specs = {name: layer.spec for name, layer in layers.items() if layer.spec}
         self._embedding = _named(layers, Part.EMBEDDING)
         head = _named(layers, Part.HEAD)
-        self._gptq = _gptq_options(recipe)
+        self._gptq = gptq_options(recipe)
         self._head = head if head and self._gptq and self._specs[head].bits < 8 else ""
         self._method, self._chosen, self._reporter = recipe.method, chosen, reporter
         inner = [name for name, layer in layers.items() if layer.slot.part is Part.LAYER]
@@ -212,7 +212,8 @@ def _named(layers: dict[str, LayerPlan], part: Part) -> str:
     return next((name for name, layer in layers.items() if layer.slot.part is part), "")
 
 
-def _gptq_options(recipe: Recipe) -> GptqOptions | None:
+def gptq_options(recipe: Recipe) -> GptqOptions | None:
+    """How the recipe's method carries out GPTQ; None when it does not."""
     method = recipe.method
     if isinstance(method, Gptq):
         return GptqOptions(method.damping, method.act_order, method.block_size)

@@ -1,12 +1,13 @@
 """Is it worth it to give sensitive layers more bits? Prints what mixed precision loses, beside uniform bits.
 
-    python tests/benchmarks/mixed_precision.py --method gptq --groups 32 128 --out results.json
+    python tests/benchmarks/mixed_precision.py --method gptq --groups 32 128 --out results.json [--ranks]
 
-Sensitivity is measured on calibration text; the bits of 3.25, 3.5 and 3.75 on average, and those with the bytes of
-uniform 4 bits, follow from it. Every model is then scored on the held-out novels, which nothing was chosen on. The
-straight line goes through uniform 3 and 4 bits in KL divergence against bytes; a mixture below it is better than
-quantizing some layers to 3 and others to 4 bits at random. Differences are paired over windows, 95 % intervals.
-Also compares the ranks of layers by gradients with those of layers measured one by one, and times the allotment.
+Sensitivity is measured on calibration text, with the method that is used afterwards; the bits of 3.25, 3.5 and 3.75 on
+average, and those with the bytes of uniform 4 bits, follow from it. Every model is then scored on the held-out novels,
+which nothing was chosen on. The straight line goes through uniform 3 and 4 bits in KL divergence against bytes; a
+mixture below it is better than quantizing some layers to 3 and others to 4 bits at random. Differences are paired over
+windows, 95 % intervals.
+`--ranks` also compares the ranks of layers by gradients with those of layers measured one by one.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65536, help="held-out tokens to score")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--ranks", action="store_true")
     options = parser.parse_args()
     section = ModelSection(id=options.model)
     info = read_model_info(resolve_model(section))
@@ -62,6 +64,8 @@ def main() -> None:
     found = {}
     for group in options.groups:
         recipe = Recipe(model=section, method=METHODS[options.method], measure=measured, scheme=W4A16(group_size=group))
+        if options.ranks:
+            _compare_ranks(info, recipe.model_copy(update={"method": RoundToNearest()}))
         found[group] = _one_group(info, recipe, original, windows)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -69,7 +73,8 @@ def main() -> None:
 
 def _one_group(info: ModelInfo, recipe: Recipe, original: LoadedModel, windows: Windows) -> dict[str, object]:
     group = recipe.scheme.weight_spec().group_size
-    sensitivity = _sensitivities(info, recipe, group)
+    sensitivity = _sensitivity(info, recipe)
+    print(f"\nSensitivity with {sensitivity.method}, g{group}: {sensitivity.seconds:.1f} s", flush=True)
     scored: dict[str, tuple[int, float, BlockSums]] = {}
     uniform = {3: recipe.model_copy(update={"scheme": W3A16(group_size=group)}), 4: recipe}
     for bits, plain in uniform.items():
@@ -85,22 +90,23 @@ def _one_group(info: ModelInfo, recipe: Recipe, original: LoadedModel, windows: 
     return _table(f"{recipe.method.kind} g{group}", scored, predicted)
 
 
-def _sensitivities(info: ModelInfo, recipe: Recipe, group: int | None) -> Sensitivity:
-    """Measured layer by layer; compared with what gradients say."""
+def _sensitivity(info: ModelInfo, recipe: Recipe, work: float = float("inf")) -> Sensitivity:
+    """Measured layer by layer, or with no work allowed predicted from gradients."""
     loaded = load_model(info.path, recipe.machine.device, silent())
     ids = prepare_data(recipe.data, loaded.tokenizer, recipe.machine.seed, silent()).calibration
     model = loaded.model.float()
-    found = {}
-    for how, work in (("each", float("inf")), ("gradients", 0.0)):
-        measure.CHEAP_WORK[model.device.type] = work
-        found[how] = measure.measure_sensitivity(info, recipe, model, ids, silent())
-    each, gradients = found["each"], found["gradients"]
+    measure.CHEAP_WORK[model.device.type] = work
+    return measure.measure_sensitivity(info, recipe, model, ids, silent())
+
+
+def _compare_ranks(info: ModelInfo, recipe: Recipe) -> None:
+    each, gradients = _sensitivity(info, recipe), _sensitivity(info, recipe, 0.0)
     ranks = {
-        bits: spearman(*([layer.option(bits).kl for layer in found[how].layers] for how in found)) for bits in (2, 3, 4)
+        bits: spearman(*([layer.option(bits).kl for layer in found.layers] for found in (each, gradients)))
+        for bits in (2, 3, 4)
     }
-    print(f"\nSensitivity, g{group}: {each.seconds:.1f} s layer by layer, {gradients.seconds:.1f} s by gradients;")
+    print(f"\n{each.scheme}: {each.seconds:.1f} s layer by layer, {gradients.seconds:.1f} s by gradients;")
     print("  Spearman's rank correlation", {bits: round(value, 3) for bits, value in ranks.items()}, flush=True)
-    return each
 
 
 def _make_and_score(

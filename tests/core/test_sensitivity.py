@@ -123,6 +123,30 @@ def test_more_bits_that_do_not_help_are_not_paid_for() -> None:
     assert set(allot(sensitivity, AverageBits(average_bits=8.0)).bits.values()) == {4}
 
 
+def with_wholes(plain: Sensitivity, factor: float) -> Sensitivity:
+    """As if whole models at 3 and 4 bits had lost so many times what their layers lose by themselves."""
+    whole = (
+        UniformLoss(bits=bits, group_size=32, nbytes=uniform(plain, bits).nbytes, kl=factor * uniform(plain, bits).kl)
+        for bits in (3, 4)
+    )
+    return plain.model_copy(update={"uniform": tuple(whole)})
+
+
+@pytest.mark.parametrize(("factor", "steady"), [(1.0, False), (1.02, False), (3.0, True)])
+def test_bits_are_moved_only_for_a_gain_beyond_the_error_of_the_losses(factor: float, *, steady: bool) -> None:
+    sensitivity = with_wholes(make(layers=12, scale=0.005), factor)
+    alike = uniform(sensitivity, 4)
+    chosen = allot(sensitivity, FileSize(file_size_mb=alike.nbytes / 1e6))
+    assert (chosen == alike) is steady
+    assert chosen.kl <= alike.kl
+    assert chosen.reached
+    # Bytes beyond those of equal bits are spent all the same, and then no layer has fewer.
+    more = allot(sensitivity, FileSize(file_size_mb=alike.nbytes * 1.2 / 1e6))
+    assert more.kl < alike.kl
+    assert more.nbytes > 1.05 * alike.nbytes
+    assert not steady or min(more.bits.values()) == 4
+
+
 def test_the_prediction_follows_whole_models_that_were_measured() -> None:
     plain = make()
     whole = tuple(

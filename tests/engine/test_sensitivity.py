@@ -16,9 +16,11 @@ from quantstudio.core.errors import Cancelled
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.recipe import MachineSection, MeasureSection, ModelSection, Recipe
 from quantstudio.core.recipe_data import DataSection, FileData
+from quantstudio.core.recipe_method import Gptq
 from quantstudio.core.recipe_precision import AverageBits, PerLayer
 from quantstudio.core.schemes import W4A16, WeightSpec
 from quantstudio.core.sensitivity import SENSITIVITY_FILE, Sensitivity, spearman
+from quantstudio.engine.methods.gptq import quantize_gptq
 from quantstudio.engine.methods.rtn import quantize_rtn
 from quantstudio.engine.pipeline import run_recipe
 from quantstudio.engine.reporter import Reporter, silent
@@ -81,6 +83,35 @@ def test_what_is_measured_is_the_kl_divergence_with_that_layer_alone_quantized(
     expected = torch.nn.functional.kl_div(changed, original, reduction="none", log_target=True).sum(-1).mean()
     assert found.tokens == 8 * 64
     assert layer.option(3).kl == pytest.approx(float(expected), rel=1e-3)  # sums in another order
+
+
+@torch.no_grad()
+def test_layers_are_quantized_by_gptq_where_the_run_will_do_so(
+    tiny_folder: Path, model: PreTrainedModel, ids: torch.Tensor
+) -> None:
+    info, chosen = read_model_info(tiny_folder), RECIPE.model_copy(update={"method": Gptq()})
+    ids = ids.cumsum(1) % 97 + 3  # some order, so that inputs are correlated and there is something to make up for
+    found = measure.measure_sensitivity(info, chosen, model, ids, silent())
+    plain = measure.measure_sensitivity(info, RECIPE, model, ids[-16:], silent())
+    assert (found.method, plain.method) == ("gptq", "rtn")
+    assert found.tokens == plain.tokens
+    for bits in (2, 3, 4):
+        with_gptq, nearest = (sum(layer.option(bits).kl for layer in each.layers) for each in (found, plain))
+        assert with_gptq < 0.8 * nearest
+    layer = next(layer for layer in found.layers if layer.name == "model.layers.0.mlp.up_proj")
+    module = model.get_submodule(layer.name)
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(0, 1)))
+    model(input_ids=ids[:48][torch.linspace(0, 47, 32).round().long()])
+    hook.remove()
+    judged = ids[48:][torch.linspace(0, 15, 8).round().long()]
+    original = model(input_ids=judged).logits.log_softmax(-1)
+    weight = module.weight.data
+    module.weight.data = quantize_gptq(weight, seen[0].t() @ seen[0], WeightSpec(3, 32)).dequantize().float()
+    changed = model(input_ids=judged).logits.log_softmax(-1)
+    module.weight.data = weight
+    expected = torch.nn.functional.kl_div(changed, original, reduction="none", log_target=True).sum(-1).mean()
+    assert layer.option(3).kl == pytest.approx(float(expected), rel=0.1)  # a code or two may fall the other way
 
 
 def test_losses_predicted_from_gradients_rank_layers_alike(

@@ -1,9 +1,11 @@
 """Measures what few bits cost each layer: the model is run with that layer alone quantized, and compared with itself.
 
-The text is calibration text, never the text that quality is judged on. Models that would take too long this way are
-judged by gradients instead, which ranks layers nearly alike (tests/benchmarks/mixed_precision.py prints how nearly).
-8-bit losses are below what can be measured beside the noise of bf16; they are the 4-bit losses times the ratio of
-squared rounding errors. Activations stay as they are: rounding them costs the same whatever the weights' bits.
+The text is calibration text, never the text that quality is judged on. Small models are quantized as the run will do
+it, by GPTQ where that is its method, on text that the losses are not measured on; others are rounded to nearest. Models
+that would take too long this way are judged by gradients instead, which ranks layers nearly alike
+(tests/benchmarks/mixed_precision.py prints how nearly). 8-bit losses are below what can be measured beside the noise of
+bf16; they are the 4-bit losses times the ratio of squared rounding errors. Activations stay as they are: rounding them
+costs the same whatever the weights' bits.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from quantstudio.core.recipe_precision import ALLOTTED_BITS, PerLayer
 from quantstudio.core.schemes import PER_CHANNEL, WeightSpec
 from quantstudio.core.sensitivity import LayerSensitivity, Option, Sensitivity, UniformLoss
 from quantstudio.engine.architecture import inspect_architecture
-from quantstudio.engine.methods.rtn import quantize_rtn
+from quantstudio.engine.calibrate import gptq_options
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.sensitivity.gradients import losses_by_gradients
 from quantstudio.engine.sensitivity.restart import Restart, decoder_blocks
+from quantstudio.engine.sensitivity.rounding import Rounded, RoundedByGptq, rounded_to_nearest
 
 LENGTH = 256
 """Tokens in a sequence here."""
@@ -42,8 +45,13 @@ EXACT_BITS = (2, 3, 4)
 CHEAP_WORK = {"cpu": 6e13, "cuda": 3e16}
 """Floating-point operations that measuring layer by layer may take: about five minutes on a 2-core CPU."""
 SMALL_MODEL = 200_000_000
-"""Weights up to which other group sizes are measured too, to offer what is better at the same size."""
+"""Weights up to which layers are quantized as the run will do it, and other group sizes are measured too, to offer what
+is better at the same size."""
+JUDGED_SHARE = 4
+"""With GPTQ, losses are measured on the last of so many parts of the text, and layers quantized on the others."""
 OTHER_GROUPS = (32, 64, 128, PER_CHANNEL)
+FEW_GROUPS = (32, 128)
+"""Those tried where each whole model takes GPTQ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +76,29 @@ def measure_sensitivity(
     layers, other_bytes = _layers(info, recipe, model)
     work = 2 * sum(layer.module.weight.numel() for layer in layers) * MOST_TOKENS * len(layers) * len(EXACT_BITS) / 2
     each = work <= CHEAP_WORK[model.device.type if model.device.type in CHEAP_WORK else "cpu"]
-    text = _cut(ids, model).to(model.device)
+    options = gptq_options(recipe) if each and _is_small(layers) else None
+    judged = ids[len(ids) - len(ids) // JUDGED_SHARE :] if options and len(ids) >= JUDGED_SHARE else ids
+    text = _cut(judged, model).to(model.device)
     with torch.no_grad():
+        rounded: Rounded = rounded_to_nearest
+        if options:
+            fitted = ids[: len(ids) - len(judged)] if len(judged) < len(ids) else ids
+            modules = [layer.module for layer in layers]
+            rounded = RoundedByGptq(model, modules, fitted.to(model.device), options, reporter)
         restart = Restart(model, text)
         judge = _Judge(restart.logits)
-        wholes = _measure_wholes(info, recipe, layers, other_bytes, lambda: judge(restart.run(0)), reporter)
+        whole = _Whole(info, recipe, layers, other_bytes, rounded)
+        wholes = _measure_wholes(whole, lambda: judge(restart.run(0)), reporter)
         if each:
-            losses = _measure_each(layers, restart, judge, reporter)
+            losses = _measure_each(layers, rounded, restart, judge, reporter)
     if not each:
         del restart, judge
-        judged = {layer.name: (layer.module, layer.specs) for layer in layers}
-        losses = losses_by_gradients(model, ids.to(model.device), judged, recipe.machine.seed, reporter)
+        by_name = {layer.name: (layer.module, layer.specs) for layer in layers}
+        losses = losses_by_gradients(model, ids.to(model.device), by_name, recipe.machine.seed, reporter)
     return Sensitivity(
         model_name=info.name,
         scheme=recipe.scheme.weight_spec().label,
-        method="rtn",
+        method="gptq" if options else "rtn",
         measured_as="each" if each else "gradients",
         tokens=text.numel(),
         layers=tuple(_sensitivity(layer, losses[layer.name]) for layer in layers),
@@ -136,12 +152,8 @@ def _cut(ids: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     return pieces[torch.linspace(0, len(pieces) - 1, count).round().long()]
 
 
-def _rounded(name: str, weight: torch.Tensor, spec: WeightSpec) -> torch.Tensor:
-    return quantize_rtn(weight.cpu(), spec, name).dequantize().to(weight)
-
-
 def _measure_each(
-    layers: Sequence[_Layer], restart: Restart, judge: _Judge, reporter: Reporter
+    layers: Sequence[_Layer], rounded: Rounded, restart: Restart, judge: _Judge, reporter: Reporter
 ) -> dict[str, dict[int, float]]:
     losses: dict[str, dict[int, float]] = {}
     for number, layer in enumerate(layers):
@@ -149,48 +161,64 @@ def _measure_each(
         for bits in EXACT_BITS:
             reporter.progress(number * len(EXACT_BITS) + bits - 2, len(layers) * len(EXACT_BITS), "runs", layer.name)
             if spec := layer.specs.get(bits):
-                with _replaced([layer.module], [_rounded(layer.name, layer.module.weight.data, spec)]):
+                with _replaced([layer.module], [rounded(layer.name, layer.module, spec)]):
                     losses[layer.name][bits] = judge(restart.run(layer.block))
     return losses
 
 
-def _measure_wholes(
-    info: ModelInfo,
-    recipe: Recipe,
-    layers: Sequence[_Layer],
-    other_bytes: int,
-    run: Callable[[], float],
-    reporter: Reporter,
-) -> list[UniformLoss]:
-    """Whole models at each number of bits; for small models with other groups as well. `run` judges the model."""
-    wholes = []
-    small = sum(layer.module.weight.numel() for layer in layers) <= SMALL_MODEL
-    for each in _with_other_groups(recipe) if small else [recipe]:
-        for bits in EXACT_BITS:
-            reporter.check_cancel()
-            planned = {layer.slot.module: layer for layer in _plan(info, each, bits).quantized}
-            if not all(layer.name in planned for layer in layers):
-                continue  # this group size does not divide them all
-            grids = [(planned[layer.name].slot, planned[layer.name].spec or layer.specs[bits]) for layer in layers]
-            weights = [
-                _rounded(layer.name, layer.module.weight.data, spec)
-                for layer, (_, spec) in zip(layers, grids, strict=True)
-            ]
-            with _replaced([layer.module for layer in layers], weights):
-                loss = run()
-            nbytes = other_bytes + sum(quantized_bytes(slot, spec) for slot, spec in grids)
-            group = each.scheme.weight_spec().group_size
-            wholes.append(UniformLoss(bits=bits, group_size=group, nbytes=nbytes, kl=loss))
-    return wholes
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """All layers of a model quantized alike."""
+
+    info: ModelInfo
+    recipe: Recipe
+    layers: Sequence[_Layer]
+    other_bytes: int
+    rounded: Rounded
+
+    def recipes(self) -> list[Recipe]:
+        """The recipe, and for small models the same with other groups."""
+        if not _is_small(self.layers):
+            return [self.recipe]
+        return _with_other_groups(self.recipe, OTHER_GROUPS if self.rounded is rounded_to_nearest else FEW_GROUPS)
+
+    def measured(self, recipe: Recipe, bits: int, run: Callable[[], float]) -> UniformLoss | None:
+        """What `run` says of it; None when the group size does not divide every layer."""
+        planned = {layer.slot.module: layer for layer in _plan(self.info, recipe, bits).quantized}
+        if not all(layer.name in planned for layer in self.layers):
+            return None
+        grids = [(planned[layer.name].slot, planned[layer.name].spec or layer.specs[bits]) for layer in self.layers]
+        weights = [
+            self.rounded(layer.name, layer.module, spec) for layer, (_, spec) in zip(self.layers, grids, strict=True)
+        ]
+        with _replaced([layer.module for layer in self.layers], weights):
+            loss = run()
+        nbytes = self.other_bytes + sum(quantized_bytes(slot, spec) for slot, spec in grids)
+        return UniformLoss(bits=bits, group_size=recipe.scheme.weight_spec().group_size, nbytes=nbytes, kl=loss)
 
 
-def _with_other_groups(recipe: Recipe) -> list[Recipe]:
+def _measure_wholes(whole: _Whole, run: Callable[[], float], reporter: Reporter) -> list[UniformLoss]:
+    """Whole models at each number of bits. `run` judges the model."""
+    planned = [(recipe, bits) for recipe in whole.recipes() for bits in EXACT_BITS]
+    found = []
+    for number, (recipe, bits) in enumerate(planned):
+        reporter.progress(number, len(planned), "models", f"{recipe.scheme.weight_spec().label}, {bits} bits")
+        reporter.check_cancel()
+        found.append(whole.measured(recipe, bits, run))
+    return [loss for loss in found if loss]
+
+
+def _is_small(layers: Sequence[_Layer]) -> bool:
+    return sum(layer.module.weight.numel() for layer in layers) <= SMALL_MODEL
+
+
+def _with_other_groups(recipe: Recipe, sizes: Sequence[int | str]) -> list[Recipe]:
     """The recipe, and with other groups where its scheme has groups."""
     scheme = recipe.scheme
     mine = getattr(scheme, "group_size", None)
     if mine is None:
         return [recipe]
-    others = [scheme.model_copy(update={"group_size": size}) for size in OTHER_GROUPS if size != mine]
+    others = [scheme.model_copy(update={"group_size": size}) for size in sizes if size != mine]
     return [recipe, *(recipe.model_copy(update={"scheme": other}) for other in others)]
 
 
@@ -204,7 +232,9 @@ def _sensitivity(layer: _Layer, losses: Mapping[int, float]) -> LayerSensitivity
 
 def _error(layer: _Layer, bits: int) -> float:
     weight = layer.module.weight.data
-    return float((_rounded(layer.name, weight, layer.specs[bits]).float() - weight.float()).square().sum())
+    return float(
+        (rounded_to_nearest(layer.name, layer.module, layer.specs[bits]).float() - weight.float()).square().sum()
+    )
 
 
 class _Judge:

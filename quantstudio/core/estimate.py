@@ -13,13 +13,20 @@ from pathlib import Path
 
 from quantstudio.core.errors import DiskProblem, ModelUnsupported, OutOfMemory, QuantStudioError, RecipeError
 from quantstudio.core.estimate_learning import NO_CORRECTION, Correction
-from quantstudio.core.estimate_method import data_faults, method_disk, method_memory, method_seconds
+from quantstudio.core.estimate_method import (
+    data_faults,
+    method_disk,
+    method_libraries,
+    method_memory,
+    method_seconds,
+)
 from quantstudio.core.estimate_precision import target_faults, with_target
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan, make_plan, misfit_sentences, unmatched_patterns
 from quantstudio.core.recipe import FileText, OnMisfit, Recipe
+from quantstudio.core.working_memory import scoring_memory
 
 __all__ = ["Estimate", "Level", "Machine", "Problem", "check_machine", "estimate", "read_machine"]
 
@@ -27,9 +34,6 @@ BASE_MEMORY = 450_000_000
 """Python with torch and transformers loaded: 342–394 MB right after import (torch 2.13, CPU)."""
 BLOCK_MEMORY = 150_000_000
 """Blocks of rows in flight while quantizing. Measured peak with the libraries: 505–535 MB at 494M parameters."""
-SCORING_MEMORY = 600_000_000
-"""What the scores of two models take while they are compared: windows are scored in batches, and long ones in pieces,
-of about this size. Measured peak of both processes with the starter model: 1,463–1,573 MB; the sum here: 1,522 MB."""
 LIBRARY_MEMORY = 395_000_000
 """The libraries in a process that only quantizes: it peaked at 399–403 MB with models of 5–10M parameters."""
 BLOCK_COPIES = 4
@@ -109,14 +113,16 @@ def estimate(
 
     `correction` is what earlier runs on this machine have taught (`estimate_learning`).
 
-    Memory of the quantize job does not grow with the model: the libraries and a few blocks of rows, and for
-    mixture-of-experts models the experts of one layer, twice, which are fused as transformers wants them. Memory of
-    measuring quality: original and result in one process, and the scores of a window for both.
+    Memory of writing the result does not grow with the model: the libraries and a few blocks of rows, and for
+    mixture-of-experts models the experts of one layer, twice, which are fused as transformers wants them. Methods that
+    learn from text need more (`working_memory`). Memory of measuring quality: original and result in one process, and
+    the scores of some windows for both.
     """
     plan = with_target(info, recipe, make_plan(info, recipe))
     output = plan.sizes.total
-    quantize_memory = quantize_base(info) + 2 * _largest_experts(info) + method_memory(info, recipe)
-    measure_memory = _measure_memory(info, output) if recipe.measure.enabled else 0
+    method = method_memory(info, plan, recipe, machine.available_memory - LIBRARY_MEMORY)
+    quantize_memory = max(quantize_base(info) + 2 * _largest_experts(info), LIBRARY_MEMORY + method)
+    measure_memory = _measure_memory(info, recipe, output) if recipe.measure.enabled else 0
     disk = output + COMPANION_BYTES + method_disk(info, recipe)
     seconds = _seconds(info, recipe, machine, output) + method_seconds(info, recipe, machine)
     quantize_memory = round(quantize_memory * correction.memory)
@@ -170,9 +176,10 @@ def _largest_experts(info: ModelInfo) -> int:
     return max(by_layer.values(), default=0)
 
 
-def _measure_memory(info: ModelInfo, output: int) -> int:
+def _measure_memory(info: ModelInfo, recipe: Recipe, output: int) -> int:
     # Two processes with the libraries: the one that measures, and the one that quantized and waits for it.
-    return 2 * BASE_MEMORY + _bf16_bytes(info) + output + SCORING_MEMORY
+    libraries = 2 * BASE_MEMORY + method_libraries(recipe)
+    return libraries + _bf16_bytes(info) + output + scoring_memory(info, recipe)
 
 
 def _bf16_bytes(info: ModelInfo) -> int:

@@ -1,31 +1,31 @@
 """What calibrated and trained methods cost beside writing the result: memory, disk and time. Estimates.
 
-Calibration holds the largest block of the model and the text on its way through it. Training holds the model as it
-trains (weights, gradients and two averages in fp32) and the original it learns from; LoRA needs neither gradients nor
-averages of the large matrices. Rates are those of one 2-core machine without a GPU; a GPU is taken to be fifty times as
-fast as a core, which is coarse, and the range around the middle is wide for that reason.
+Memory is derived in `working_memory`. Rates are those of one 2-core machine without a GPU; a GPU is taken to be fifty
+times as fast as a core, which is coarse, and the range around the middle is wide for that reason.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from quantstudio.core.machine import Machine
 from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_data import FileData, FolderData, HubData, OwnPrompts
 from quantstudio.core.recipe_method import NEEDS_DATA, PRESET_STEPS, STEP_TOKENS, Awq, FineTune, Gptq, Qat
 from quantstudio.core.recipe_precision import TARGETS
+from quantstudio.core.working_memory import (
+    CALIBRATING_LIBRARIES,
+    TEXT_LIBRARIES,
+    TRAINING_LIBRARIES,
+    calibration_memory,
+    kept_text,
+    reading_memory,
+    training_memory,
+)
 
-CALIBRATION_COPIES, CALIBRATION_SPARE = 6, 1_000_000_000
-"""Peak memory of calibration: so many times the largest block, the activations, and this."""
-TRAINED_BYTES, LORA_BYTES = 16, 4
-"""Bytes per weight while training: weight, gradient and two averages in fp32; frozen weights in fp32."""
-TEACHER_BYTES = 4
-TRAINING_SPARE = 1_500_000_000
-"""Activations and scores of a micro-batch, which is chosen to fit."""
 TRAIN_FLOPS_PER_CORE = 5e10
 """fp32 with fake quantization on a core with AVX-512."""
 GPU_IN_CORES = 50
@@ -37,17 +37,24 @@ SENSITIVITY_RUNS = 3
 """Measuring sensitivity runs the model about so many times for each layer, on an eighth of the text."""
 
 
-def method_memory(info: ModelInfo, recipe: Recipe) -> int:
-    """Peak bytes that the method needs beside the libraries; 0 for methods without data."""
-    method, weights = recipe.method, info.parameters
+def method_memory(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, free: float) -> int:
+    """Peak bytes that the method needs beside the libraries, with `free` bytes there; 0 for methods without data."""
+    if not reads_data(recipe):
+        return 0
+    method, kept = recipe.method, kept_text(recipe)
+    needs = [reading_memory(recipe)]
     if isinstance(method, Qat | FineTune):
-        per_weight = LORA_BYTES if method.train == "lora" else TRAINED_BYTES
-        teacher = 0 if method.loss == "cross_entropy" or method.train == "lora" else TEACHER_BYTES
-        return weights * (per_weight + teacher) + TRAINING_SPARE
-    if reads_data(recipe):
-        activations = 2 * 4 * _calibration_tokens(recipe) * info.hidden_size
-        return CALIBRATION_COPIES * _largest_block(info) + activations + CALIBRATION_SPARE
-    return 0
+        needs.append(kept + training_memory(info, plan, recipe, free - kept))
+    if not isinstance(method, Qat):
+        needs.append(kept + calibration_memory(info, plan, recipe))
+    return max(needs)
+
+
+def method_libraries(recipe: Recipe) -> int:
+    """Bytes of libraries that the method leaves loaded while its result is measured."""
+    if not reads_data(recipe):
+        return 0
+    return TEXT_LIBRARIES + (TRAINING_LIBRARIES if isinstance(recipe.method, Qat | FineTune) else CALIBRATING_LIBRARIES)
 
 
 def method_disk(info: ModelInfo, recipe: Recipe) -> int:
@@ -126,13 +133,3 @@ def _cores(recipe: Recipe, machine: Machine) -> int:
     if machine.gpu and recipe.machine.device != "cpu":
         return GPU_IN_CORES
     return max(1, min(recipe.machine.threads or machine.cores, machine.cores))
-
-
-def _largest_block(info: ModelInfo) -> int:
-    """Bytes of the block that has most of them: what lies under one number in the tensors' names."""
-    blocks: dict[str, int] = {}
-    for tensor in info.tensors:
-        found = re.match(r"(.*?\.\d+)\.", tensor.name)
-        if found:
-            blocks[found.group(1)] = blocks.get(found.group(1), 0) + tensor.nbytes
-    return max(blocks.values(), default=0)

@@ -7,15 +7,9 @@ S the bytes of the result, L the number of blocks, H the width, V the vocabulary
 - *Quantize* and *measure*: `core.estimate`, which was measured; S on the disk.
 - *Chat* at a context of C tokens: the libraries, the weights, and the cache of keys and values, which is
   C × (rows of all k and v projections) × 2 bytes; about a tenth more in passing while a model is loaded.
-- *QAT*: AdamW in fp32 keeps weight, gradient and two moments, 16 bytes a trained weight; the teacher is the model
-  itself in bf16, 2P; fake-quantized weights kept for the backward pass, 4Q, fall away with gradient checkpointing; so
-  do most of the activations, about 34 × H × 2 bytes for each token and block (Korthikanti et al. 2022, arXiv
-  2205.05198, without the attention matrix); the logits of teacher, student and their gradient, 3 × 4 × T × V, never do.
-- *QAT with LoRA*: the base once in bf16 (2P, teacher and student share it), 16 bytes for each weight of the adapters
-  of rank r, which are r × (rows + columns) for each matrix, and W + BA, fake-quantized, for one matrix (checkpointing)
-  or all of them.
-  The middle of both, and their times, are what `core.estimate` says of the same recipe with the quick preset; the
-  lower end is with checkpointing and the smallest micro-batch, the upper one without.
+- *QAT*, all weights or LoRA: `core.working_memory`. The middle, and the times, are what `core.estimate` says of the
+  same recipe with the quick preset; the lower end is with activations computed again and one short sequence at once,
+  the upper one without and with as many tokens at once as are worth it.
 - Speed of a chat: a token of an answer reads every weight once, so it takes S / bandwidth, and `BLOCK_SECONDS` for the
   calls of each block.
 """
@@ -31,32 +25,26 @@ from quantstudio.core.estimate import (
     BASE_MEMORY,
     DECODE_BYTES_PER_S,
     HEADROOM,
+    LIBRARY_MEMORY,
     MEMORY_CORES,
-    SCORING_MEMORY,
     SPREAD,
     estimate,
-    quantize_base,
 )
-from quantstudio.core.estimate_method import method_memory
 from quantstudio.core.machine import Machine
 from quantstudio.core.model_info import ModelInfo
-from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, MeasureSection, ModelSection, OnMisfit, Recipe
 from quantstudio.core.recipe_method import Qat
 from quantstudio.core.schemes import SCHEMES, W2A16, W3A16, W4A16, W8A16, AnyScheme
+from quantstudio.core.working_memory import kept_text, training_span
 
 WORKER_MEMORY = 80_000_000
 """A worker that downloads; measured by tests/benchmarks/hub_download.py."""
 LINE_BYTES_PER_S = (2e6, 10e6, 100e6)
 """Home lines: slow, usual, fast."""
 LOADING_SHARE = 0.1
-BYTES_PER_TRAINED = 16
-ACTIVATION_BYTES = 34 * 2
-LOGIT_BYTES = 12
-MICRO_TOKENS = (512, 4096)
-"""Tokens in work at once while training: the least and the most."""
-LORA_RANK = 16
+SCORING_BYTES = 600_000_000
+"""Of scoring a model of which only the size is known."""
 BLOCK_SECONDS = 3e-4
 """Of Python and small operations for one token in one block: 3–4 ms a token in the starter model's six blocks."""
 GPU_BYTES_PER_S = 5e11
@@ -176,21 +164,13 @@ def cache_bytes_per_token(info: ModelInfo) -> int:
     return 2 * (known or 2 * info.layers * info.hidden_size)
 
 
-def qat_memory(info: ModelInfo, recipe: Recipe) -> Range:
-    """Peak memory of training every weight, in bytes; see the module for the derivation."""
-    fixed = BASE_MEMORY + (2 + BYTES_PER_TRAINED) * info.parameters
-    kept = 4 * sum(layer.slot.rows * layer.slot.columns for layer in make_plan(info, recipe).quantized)
-    return _span(info, recipe, Qat(), fixed, kept)
-
-
-def lora_memory(info: ModelInfo, recipe: Recipe) -> Range:
-    """Peak memory of training adapters of rank `LORA_RANK`, in bytes."""
-    matrices = [layer.slot for layer in make_plan(info, recipe).quantized if layer.slot.part is Part.LAYER]
-    adapters = BYTES_PER_TRAINED * LORA_RANK * sum(slot.rows + slot.columns for slot in matrices)
-    largest = 8 * max((slot.rows * slot.columns for slot in matrices), default=0)
-    fixed = BASE_MEMORY + 2 * info.parameters + adapters + largest
-    kept = 4 * sum(slot.rows * slot.columns for slot in matrices)
-    return _span(info, recipe, Qat(train="lora"), fixed, kept)
+def training_range(info: ModelInfo, recipe: Recipe, middle: int) -> Range:
+    """Peak memory of training as the recipe says, in bytes, around the estimate of a run of it."""
+    if not isinstance(recipe.method, Qat):
+        raise TypeError(f"{recipe.method.kind} is not QAT")
+    kept = LIBRARY_MEMORY + kept_text(recipe)
+    low, high = (kept + nbytes for nbytes in training_span(info, make_plan(info, recipe), recipe.method))
+    return Range(min(middle, low), middle, max(middle, high))
 
 
 def scheme_sizes(info: ModelInfo) -> Iterator[tuple[str, str, int, int]]:
@@ -208,7 +188,7 @@ def usable(memory: int) -> int:
 def rough_needs(parameters: int, weight_bytes: int) -> tuple[int, int]:
     """(memory to chat with it as int4, memory to quantize and measure it) when only the size is known, in bytes."""
     small = min(weight_bytes, int(parameters * 0.6))
-    return BASE_MEMORY + int(small * (1 + LOADING_SHARE)), 2 * BASE_MEMORY + weight_bytes + small + SCORING_MEMORY
+    return BASE_MEMORY + int(small * (1 + LOADING_SHARE)), 2 * BASE_MEMORY + weight_bytes + small + SCORING_BYTES
 
 
 def _recipe(scheme: AnyScheme) -> Recipe:
@@ -286,32 +266,23 @@ def _chat_instead(info: ModelInfo, weight_bytes: int, room: int, context: int, r
 
 
 def _training(info: ModelInfo, recipe: Recipe, machine: Machine, task: Task, home: Path) -> Need:
-    method = Qat(train="lora") if task is Task.LORA else Qat()
-    trained = recipe.model_copy(update={"method": method, "measure": _unmeasured(recipe)})
+    trained = _trained(recipe, task)
     costs = estimate(info, trained, machine, home)
-    memory = lora_memory(info, recipe) if task is Task.LORA else qat_memory(info, recipe)
+    memory = training_range(info, trained, costs.quantize_memory_bytes)
     found = _need(task, memory, costs.disk_bytes, Range(*_range(costs.seconds)), machine)
     if found.verdict is not Verdict.NO or found.disk_short:
         return found
     room = usable(machine.gpu_memory if found.on_gpu else machine.memory)
-    if task is Task.QAT and lora_memory(info, recipe).low <= room:
+    if task is Task.QAT and training_range(info, _trained(recipe, Task.LORA), 1 << 62).low <= room:
         return replace(found, instead=Instead(task=Task.LORA))
     return replace(found, instead=Instead(parameters=_largest(info.parameters, memory.low - BASE_MEMORY, room)))
 
 
-def _span(info: ModelInfo, recipe: Recipe, method: Qat, fixed: float, kept: float) -> Range:
-    """From little in work at once to much; the middle is the estimate that a run of it is checked against."""
-    middle = quantize_base(info) + method_memory(info, recipe.model_copy(update={"method": method}))
-    (logits, _), (most_logits, most_activations) = (_in_work(info, tokens) for tokens in MICRO_TOKENS)
-    return Range(min(middle, fixed + logits), middle, max(middle, fixed + kept + most_logits + most_activations))
+def _trained(recipe: Recipe, task: Task) -> Recipe:
+    method = Qat(train="lora") if task is Task.LORA else Qat()
+    return recipe.model_copy(update={"method": method, "measure": _unmeasured(recipe)})
 
 
 def _largest(parameters: int, bytes_beside_libraries: float, room: int) -> int:
     """How many weights would fit if needs grow with them; 0 when the libraries alone are too much."""
     return max(0, int(parameters * (room - BASE_MEMORY) / max(1.0, bytes_beside_libraries)))
-
-
-def _in_work(info: ModelInfo, tokens: int) -> tuple[float, float]:
-    """(logits with one block's activations, all blocks' activations) of so many tokens, in bytes."""
-    block = ACTIVATION_BYTES * info.hidden_size * tokens
-    return LOGIT_BYTES * tokens * info.vocab_size + block, block * info.layers

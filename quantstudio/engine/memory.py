@@ -1,13 +1,15 @@
-"""Keep the memory that torch frees between layers, instead of fetching it from the kernel again and again.
+"""What glibc does with memory that is freed: kept between layers, given back between phases.
 
 glibc gives large blocks back at once; the next activation of the same size is then mapped and zeroed page by page. For
 a prompt of 512 tokens on a 0.5B model that was 12 % of the time. Blocks up to 64 MB are now reused; larger ones, such
-as weights, still go back when they are freed.
+as weights, still go back when they are freed. Between the phases of a run the opposite is wanted: what reading text or
+training has left behind would lie beside the models that are measured next (1.2 GB after training 45M weights).
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -24,3 +26,16 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_REUSED)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+def give_back_freed_memory() -> bool:
+    """Return everything that is free in this process to the system. Returns whether there is a glibc to ask."""
+    gc.collect()  # models and their training lie in circles of references
+    if sys.platform != "linux":
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    trim(0)
+    return True

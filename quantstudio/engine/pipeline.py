@@ -174,6 +174,7 @@ def _quantize(
     from quantstudio.engine.foresight import try_kernels, warn_if_slower
     from quantstudio.engine.kernels.trial import AT_LOAD_S
     from quantstudio.engine.measure.environment import thread_count
+    from quantstudio.engine.memory import give_back_freed_memory
     from quantstudio.engine.quantize import quantize_model
 
     torch.set_num_threads(thread_count(recipe.machine))
@@ -183,11 +184,14 @@ def _quantize(
             warn_if_slower(plan, recipe.machine, reporter)
         enter(DATA)
         data = prepare_text(recipe, info.path, run_folder, reporter)
+        give_back_freed_memory()
     chosen = choose_weights(info, plan, recipe, run_folder, data, enter, reporter)
+    give_back_freed_memory()
     enter("quantize")
     quantization = quantize_model(info, plan, recipe, partial, reporter, chosen)
     if recipe.measure.enabled:
         try_kernels(plan, recipe.machine, reporter, AT_LOAD_S)
+    give_back_freed_memory()
     return quantization, data.summary if data else None
 
 

@@ -76,19 +76,19 @@ SETS = {
     "develop": Set(
         (
             Shape("8m", 8192, 256, 768, 6, 4, tied=True),
-            Shape("45m", 8192, 512, 1536, 12, 8, tied=True),
-            Shape("80m", 16384, 768, 2048, 8, 6, tied=False),
+            Shape("18m", 8192, 512, 1536, 4, 8, tied=True),
+            Shape("45m", 16384, 768, 2048, 3, 6, tied=False),
         ),
         (W4A16(), W8A16()),
-        DataSection(sequence_length=256, calibration_sequences=32, held_out_sequences=8),
+        DataSection(sequence_length=256, calibration_sequences=16, held_out_sequences=8),
     ),
     "published": Set(
         (
-            Shape("13m", 12288, 384, 1024, 4, 2, tied=False),
-            Shape("31m", 8192, 448, 1152, 14, 7, tied=True),
-            Shape("60m", 32768, 640, 1728, 5, 5, tied=False),
-            Shape("104m", 24576, 896, 2432, 9, 2, tied=True),
-            Shape("165m", 10240, 1152, 3072, 11, 9, tied=True),
+            Shape("14m", 12288, 384, 1024, 3, 2, tied=False),
+            Shape("20m", 8192, 448, 1152, 7, 7, tied=True),
+            Shape("51m", 32768, 640, 1728, 2, 5, tied=False),
+            Shape("47m", 24576, 896, 2432, 3, 2, tied=True),
+            Shape("76m", 10240, 1152, 3072, 4, 9, tied=True),
         ),
         (
             W4A16(group_size=32),
@@ -97,7 +97,7 @@ SETS = {
             W4A8(group_size=64),
             W4A16(group_size=64, symmetric=False),
         ),
-        DataSection(sequence_length=384, calibration_sequences=48, held_out_sequences=6),
+        DataSection(sequence_length=384, calibration_sequences=24, held_out_sequences=6),
     ),
 }
 

@@ -13,7 +13,6 @@ from quantstudio.core.estimate import (
     BLOCK_MEMORY,
     COMPANION_BYTES,
     LIBRARY_MEMORY,
-    SCORING_MEMORY,
     Level,
     Machine,
     check_machine,
@@ -24,6 +23,7 @@ from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import FileText, LayersSection, MachineSection, MeasureSection, Recipe
 from quantstudio.core.schemes import W4A16
+from quantstudio.core.working_memory import scoring_memory
 
 GB = 10**9
 BIG = Machine(cores=4, memory=64 * GB, available_memory=50 * GB, free_disk=500 * GB)
@@ -60,7 +60,9 @@ def test_a_run_that_fits_has_no_problems_and_costs_what_the_plan_says(llama):
     assert costs.quantize_memory_bytes == quantize_base(llama)
     assert LIBRARY_MEMORY < quantize_base(llama) < LIBRARY_MEMORY + BLOCK_MEMORY, "a small model has no full blocks"
     # The waiting worker and the process that measures, both models, and a batch of scores.
-    assert costs.measure_memory_bytes == 2 * BASE_MEMORY + llama.nbytes + costs.output_bytes + SCORING_MEMORY
+    assert costs.measure_memory_bytes == 2 * BASE_MEMORY + llama.nbytes + costs.output_bytes + scoring_memory(
+        llama, wanted
+    )
     assert costs.peak_memory_bytes == max(costs.quantize_memory_bytes, costs.measure_memory_bytes)
     assert costs.seconds_range[0] < costs.seconds < costs.seconds_range[1]
 

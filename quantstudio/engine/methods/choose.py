@@ -82,6 +82,9 @@ def choose_weights(
         trained = train_weights(info, plan, recipe, run_folder, data, reporter)
         if kind == "qat":
             return trained
+        from quantstudio.engine.memory import give_back_freed_memory
+
+        give_back_freed_memory()
     from quantstudio.engine.calibrate import choose
 
     enter(CALIBRATE)

@@ -166,7 +166,7 @@ def recipe(home: Path, chosen: Set, shape: Shape, scheme: AnyScheme, method: str
     folder = home / "models" / shape.name
     if not folder.exists():
         make_model(folder, shape)
-    ending = ", measured" if measured else ""
+    ending = " measured" if measured else ""
     return Recipe(
         model=ModelSection(id=str(folder)),
         scheme=scheme,

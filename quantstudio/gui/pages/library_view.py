@@ -19,6 +19,8 @@ from PySide6.QtWidgets import (
 
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.library import FoundModel, ModelKind
+from quantstudio.core.recipe_io import load_recipe
+from quantstudio.core.run_store import RECIPE
 from quantstudio.core.safety import Finding, check_folder
 from quantstudio.core.settings import save_settings
 from quantstudio.gui.background import Latest
@@ -63,6 +65,7 @@ class LibraryView(QWidget):
         self.deeds = ModelActions(
             {
                 "quantize": self.quantize,
+                "compare": self.compare,
                 "chat": self.chat,
                 "folder": self.open_folder,
                 "verify": self.verify,
@@ -86,9 +89,17 @@ class LibraryView(QWidget):
         return model if isinstance(model, FoundModel) else None
 
     def quantize(self) -> None:
-        """Open the Quantize page with the marked model."""
-        if (model := self.marked()) and model.info and not model.info.quantized:
+        """Open the Quantize page with the marked model; one made here is made again, from its original."""
+        model = self.marked()
+        if model and model.kind is ModelKind.RUN:
+            self._quantize_again(model)
+        elif model and model.info and not model.info.quantized:
             self.context.open_quantize(model.id)
+
+    def compare(self) -> None:
+        """Show what the run of the marked model has measured."""
+        if (model := self.marked()) and model.kind is ModelKind.RUN:
+            self.context.open_compare([model.path.parent.name])
 
     def chat(self) -> None:
         """Open the Chat page with the marked model."""
@@ -158,6 +169,12 @@ class LibraryView(QWidget):
         restyle(self._card, "role", "card")
         self.add_folders(_folders(event))
         event.acceptProposedAction()
+
+    def _quantize_again(self, model: FoundModel) -> None:
+        try:
+            self.context.open_recipe(load_recipe(model.path.parent / RECIPE))
+        except QuantStudioError as error:
+            self.banner.say(str(error), "error")
 
     def _keep_folders(self, folders: tuple[str, ...]) -> None:
         changed = self.context.settings.model_copy(update={"model_folders": folders})

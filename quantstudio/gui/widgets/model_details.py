@@ -11,7 +11,10 @@ from quantstudio.core.library import FoundModel, ModelKind
 from quantstudio.core.safety import Finding, Level
 from quantstudio.gui.language import tr
 from quantstudio.gui.model_texts import KINDS, Fit, details, history
-from quantstudio.gui.widgets.basics import Banner, Card, ElidedLabel, badge, button, label, row
+from quantstudio.gui.widgets.basics import Banner, Card, ElidedLabel, badge, button, label, row, wrapped
+
+FIRST = "Choose how the weights are rounded, and see what it will cost."
+AGAIN = "Start from the original again, with this model's recipe to change as you like."
 
 
 class ModelDetails(Card):
@@ -83,7 +86,7 @@ class ModelActions(QWidget):
             deeds["quantize"],
             icon="quantize",
             variant="primary",
-            tooltip="Choose how the weights are rounded, and see what it will cost.",
+            tooltip=FIRST,
         )
         self.repair = button(
             "Repair",
@@ -91,6 +94,9 @@ class ModelActions(QWidget):
             icon="download",
             variant="primary",
             tooltip="Download what is missing or damaged; what is right is kept.",
+        )
+        self.compare = button(
+            "Compare", deeds["compare"], icon="compare", tooltip="See what its run has measured, beside the original."
         )
         self.chat = button("Chat", deeds["chat"], icon="chat", tooltip="Talk to this model.")
         self.folder = button("Folder", deeds["folder"], icon="folder", tooltip="Show the files of this model.")
@@ -106,6 +112,7 @@ class ModelActions(QWidget):
         layout.setSpacing(8)
         layout.addWidget(self.quantize)
         layout.addWidget(self.repair)
+        layout.addWidget(self.compare)
         layout.addLayout(row(self.chat, self.folder))
         layout.addLayout(row(self.verify, self.delete))
         layout.addWidget(self.remove)
@@ -114,8 +121,12 @@ class ModelActions(QWidget):
         """Offer what can be done with this model. `damaged`: a comparison with its checksums has failed."""
         usable = model.info is not None
         repairable = model.repairable or (damaged and model.kind is ModelKind.CACHE)
+        made_here = model.kind is ModelKind.RUN
         self.quantize.setVisible(not (repairable and not usable))
-        self.quantize.setEnabled(usable and not (model.info and model.info.quantized))
+        self.quantize.setEnabled(made_here or (usable and not (model.info and model.info.quantized)))
+        self.quantize.setText(tr("Quantize again…") if made_here else tr("Quantize this model"))
+        self.quantize.setToolTip(wrapped(tr(AGAIN if made_here else FIRST)))
+        self.compare.setVisible(made_here)
         self.repair.setVisible(repairable)
         self.repair.setText(tr("Finish the download") if model.partial_bytes else tr("Repair"))
         self.chat.setEnabled(usable)

@@ -213,15 +213,15 @@ def scoring_memory(info: ModelInfo, recipe: Recipe) -> int:
     """Peak bytes beside libraries and both models while they score the same windows of text.
 
     Logits of both in bf16, 4 T V, for as many positions as `SCORED_LOGITS` holds (or the whole text has); for one of
-    them, before the other's are there, a layer's activations on the way, 8 I + 20 H for each position; and four pieces
-    of `SCORED_PIECE` in fp32.
+    them, before the other's are there, a layer's activations on the way: gate, up and their product, 6 I, input and
+    residual, 4 H, for each position; and four pieces of `SCORED_PIECE` in fp32.
     """
     sizes, measure = Sizes.of(info), recipe.measure
     window = min(measure.window, info.context_length or measure.window)
     positions = max(1, SCORED_LOGITS // (2 * max(1, sizes.words)))
     positions = min(max(positions // window, 1) * window, max(window, measure.quality_tokens))
     logits = 4 * min(positions, SCORED_LOGITS // (2 * max(1, sizes.words))) * sizes.words
-    return logits + positions * (8 * sizes.inner + 20 * sizes.width) + 4 * SCORED_PIECE
+    return logits + positions * (6 * sizes.inner + 4 * sizes.width) + 4 * SCORED_PIECE
 
 
 SCORED_LOGITS, SCORED_PIECE = 192 << 20, 32 << 20

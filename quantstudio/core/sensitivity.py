@@ -28,7 +28,10 @@ from itertools import pairwise
 from pydantic import BaseModel, ConfigDict
 
 from quantstudio.core.humanize import human_bytes
-from quantstudio.core.recipe_precision import AverageBits, FileSize, LargestLoss, PerLayer, Precision
+from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.model_parts import Part
+from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_precision import AverageBits, FileSize, LargestLoss, PerLayer, Precision, Uniform
 
 SENSITIVITY_VERSION = 1
 SENSITIVITY_FILE = "sensitivity.json"
@@ -36,6 +39,9 @@ SENSITIVITY_FILE = "sensitivity.json"
 KNEE_KL = 0.25
 """Nats. Here the model is lost on about a quarter more words than before (perplexity × 1.28): more than a model of the
 same family with half the weights usually loses, so fewer bits are then no longer the cheapest way to a smaller file."""
+_FEW_BITS = 3
+_SMALL_MODEL = 50_000_000
+"""Weights of the layers of a model that is loaded before a run, only to see whether it bears few bits."""
 _MB = 1_000_000
 
 Target = AverageBits | FileSize | LargestLoss
@@ -186,13 +192,46 @@ def advice(sensitivity: Sensitivity, asked: Allotment) -> list[str]:
             "it back; a smaller model with more bits may be the better choice."
         )
     better = better_at(sensitivity, asked.nbytes)
-    if better is not None and better.kl < 0.9 * asked.kl:
-        groups = f"groups of {better.group_size}" if better.group_size else "one scale per row"
+    return sentences + _offer(better, asked.kl)
+
+
+def may_lie_below_knee(info: ModelInfo, recipe: Recipe) -> bool:
+    """Whether it is worth a look, before a run: few bits in all layers of a small model, with nothing to win them back.
+
+    Calibrated and trained methods win much of the loss back; what they come to, the run measures at its end.
+    """
+    few = isinstance(recipe.precision, Uniform) and recipe.scheme.weight_spec().bits <= _FEW_BITS
+    weights = sum(slot.rows * slot.columns for slot in info.slots if slot.part is Part.LAYER)
+    return few and recipe.method.kind in ("rtn", "hqq") and weights <= _SMALL_MODEL
+
+
+def below_knee(asked: UniformLoss, better: UniformLoss | None, with_gptq: float | None) -> list[str]:
+    """Sentences for a person who asks for the same few bits everywhere, when the whole model was measured so.
+
+    `better`: another whole model of no more bytes. `with_gptq`: what the asked grid loses when GPTQ chooses the codes.
+    """
+    groups = f"groups of {asked.group_size}" if asked.group_size else "one scale per row"
+    sentences = [
+        f"{asked.bits} bits with {groups} are fewer than this model bears: measured on a little text, the KL "
+        f"divergence is {asked.kl:.2g} nats (more than {KNEE_KL:g} is much). A smaller model with more bits may be the "
+        "better choice."
+    ]
+    if with_gptq is not None and with_gptq < 0.9 * asked.kl:
         sentences.append(
-            f"At no more bytes ({human_bytes(better.nbytes)}), {better.bits} bits in every layer with {groups} measure "
-            f"better: {better.kl:.2g} instead of {asked.kl:.2g} nats."
+            f"At the same size GPTQ measures better: {with_gptq:.2g} instead of {asked.kl:.2g} nats. Training (QAT) "
+            "can win back more."
         )
-    return sentences
+    return sentences + _offer(better, asked.kl)
+
+
+def _offer(better: UniformLoss | None, kl: float) -> list[str]:
+    if better is None or better.kl >= 0.9 * kl:
+        return []
+    groups = f"groups of {better.group_size}" if better.group_size else "one scale per row"
+    return [
+        f"At no more bytes ({human_bytes(better.nbytes)}), {better.bits} bits in every layer with {groups} measure "
+        f"better: {better.kl:.2g} instead of {kl:.2g} nats."
+    ]
 
 
 def better_at(sensitivity: Sensitivity, nbytes: int) -> UniformLoss | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from quantstudio.core.comparison import NEAR, SAME, baseline
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
 from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality, RunResult, Spread
+from quantstudio.core.sensitivity import KNEE_KL
 from quantstudio.core.speed_words import speed_details
 
 DRIFT = 0.05
@@ -104,7 +105,13 @@ def _quality(quality: Quality) -> list[str]:
         percent = f"{abs(change.value) * 100:.{_digits(change)}f} %"
         first = f"Quality: perplexity {percent} {direction} ({_range(change)} with 95 % confidence; {values})."
     same = f"{quality.top1.value * 100:.1f} %"
-    return [first, f"Agrees with the original on the likeliest next token {same} of the time."]
+    sentences = [first, f"Agrees with the original on the likeliest next token {same} of the time."]
+    if quality.kl.low > KNEE_KL:
+        sentences.append(
+            f"These are fewer bits than this model bears: a KL divergence of {quality.kl.value:.2g} nats is much "
+            f"(above {KNEE_KL:g}). More bits, smaller groups, GPTQ or training may do better, or a smaller model."
+        )
+    return sentences
 
 
 def kv_cache_cost(cost: KvCacheCost) -> str:

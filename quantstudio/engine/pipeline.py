@@ -24,7 +24,7 @@ from quantstudio.core.plan import QuantizationPlan, make_plan
 from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_method import NEEDS_DATA
 from quantstudio.core.result import DataSummary, Environment, Measurement, Quantization, RunResult
-from quantstudio.core.sensitivity import SENSITIVITY_FILE, is_target
+from quantstudio.core.sensitivity import SENSITIVITY_FILE, is_target, may_lie_below_knee
 from quantstudio.core.usage import mark_used
 from quantstudio.core.verdict import verdict
 from quantstudio.engine import failures
@@ -69,6 +69,8 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
     if downloading:
         enter("check")
     info, plan = _check(recipe, source, run_folder, reporter)
+    if may_lie_below_knee(info, recipe):
+        _warn_below_knee(info, recipe, reporter)
     watch = CostWatch(info, recipe, run_folder)
     if is_target(recipe.precision):
         enter("sensitivity")
@@ -153,6 +155,13 @@ def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -
     for notice in (*estimate.plan.notices, *(p.text for p in estimate.problems if p.level == "warning")):
         reporter.notice(notice)
     return info, estimate.plan
+
+
+def _warn_below_knee(info: ModelInfo, recipe: Recipe, reporter: Reporter) -> None:
+    from quantstudio.engine.sensitivity.knee import knee_warnings
+
+    for sentence in knee_warnings(info, recipe, reporter):
+        reporter.notice(sentence, "warning")
 
 
 def _allotted(info: ModelInfo, recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[Recipe, QuantizationPlan]:

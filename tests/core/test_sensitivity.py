@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from quantstudio.core.model_info import read_model_info
+from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_method import Gptq
 from quantstudio.core.recipe_precision import AverageBits, FileSize, LargestLoss, PerLayer, Uniform
+from quantstudio.core.schemes import W2A16, W4A16
 from quantstudio.core.sensitivity import (
     KNEE_KL,
     LayerSensitivity,
@@ -17,8 +23,10 @@ from quantstudio.core.sensitivity import (
     advice,
     allot,
     as_precision,
+    below_knee,
     bits_of,
     knee,
+    may_lie_below_knee,
     predict,
     spearman,
     uniform,
@@ -181,6 +189,26 @@ def test_below_the_knee_the_person_is_told_what_measures_better() -> None:
     assert any("fewer than this model bears" in sentence for sentence in said)
     assert any("3 bits in every layer with one scale per row" in sentence for sentence in said)
     assert advice(plain, uniform(plain, 8)) == []
+
+
+def test_before_a_run_only_what_may_lose_too_much_is_looked_at(make_model: Callable[..., Path]) -> None:
+    info = read_model_info(make_model())
+    few = Recipe(scheme=W2A16(group_size=32))
+    assert may_lie_below_knee(info, few)
+    assert not may_lie_below_knee(info, Recipe(scheme=W4A16()))
+    assert not may_lie_below_knee(info, few.model_copy(update={"method": Gptq()}))
+    assert not may_lie_below_knee(info, few.model_copy(update={"precision": AverageBits(average_bits=2.5)}))
+
+
+def test_what_is_offered_below_the_knee_is_what_measured_better() -> None:
+    asked = UniformLoss(bits=2, group_size=32, nbytes=1_000_000, kl=0.8)
+    better = UniformLoss(bits=3, group_size=None, nbytes=990_000, kl=0.5)
+    first, *offers = below_knee(asked, better, 0.2)
+    assert "2 bits with groups of 32 are fewer than this model bears" in first
+    assert "GPTQ measures better: 0.2 instead of 0.8" in offers[0]
+    assert "3 bits in every layer with one scale per row measure better: 0.5 instead of 0.8" in offers[1]
+    hardly = better.model_copy(update={"kl": 0.79})
+    assert below_knee(asked, hardly, 0.78) == [first]
 
 
 def test_rank_correlation() -> None:

@@ -36,6 +36,7 @@ def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "MOST_TOKENS", 512)
     monkeypatch.setattr(measure, "FEWEST_TOKENS", 512)
     monkeypatch.setattr(measure, "OTHER_GROUPS", (64,))
+    monkeypatch.setattr(measure, "FEW_GROUPS", (64,))
     monkeypatch.setattr(gradients, "LENGTH", 32)
     monkeypatch.setattr(gradients, "TOKENS", 4096)
 

@@ -21,18 +21,15 @@ import torch
 from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import Sampling
 from quantstudio.core.recipe import KvCache
-from quantstudio.engine.cuda_graph import GraphDecoder, fits_graph
 from quantstudio.engine.detokenize import Detokenizer
-from quantstudio.engine.interrupt import Interrupted, interrupted_by
-from quantstudio.engine.kv_cache import cache_argument, cut, make_cache
+from quantstudio.engine.interrupt import Interrupted
 from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.sampling import Sampler
+from quantstudio.engine.sequence import TorchSequence
 from quantstudio.engine.stop_texts import StopTexts
 
 PROMPT_CHUNK = 512
 """A prompt is read in pieces of this many tokens, so that scores and masks stay small and progress can be told."""
-_GRAPH_STEP = 1024
-"""Static caches on a GPU hold a multiple of this many tokens, so that one graph serves most of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +50,11 @@ class Stats:
 
 
 class Generator:
-    """Keeps one sequence: `prefill` starts it anew, `decode_step` lengthens it, `stream` does both as an answer.
-
-    `kv_cache`: how keys and values are kept; on a GPU, int8 gives up the recorded graph.
-    """
+    """Keeps one sequence: `prefill` starts it anew, `decode_step` lengthens it, `stream` does both as an answer."""
 
     def __init__(self, loaded: LoadedModel, kv_cache: KvCache = KvCache.BF16) -> None:
         self._loaded = loaded
-        self._kv_cache = kv_cache
-        self._model = loaded.model
-        self._device = torch.device(loaded.device)
-        self._text_config = loaded.model.config.get_text_config(decoder=True)
-        self._cache = make_cache(loaded.model.config, reserve=0, kind=kv_cache)
-        static = kv_cache is KvCache.BF16  # what a graph replays holds no other cache
-        self._uses_graph = self._device.type == "cuda" and static and fits_graph(loaded.model.config)
-        self._graph: GraphDecoder | None = None
+        self._sequence = TorchSequence(loaded, kv_cache)
         self._tokens: list[int] = []
         self._reused = 0
 
@@ -79,7 +66,7 @@ class Generator:
     @property
     def context_length(self) -> int:
         """The longest sequence that the model was made for, in tokens."""
-        return int(getattr(self._text_config, "max_position_embeddings", 0) or 1 << 20)
+        return self._sequence.context_length
 
     @torch.inference_mode()
     def prefill(
@@ -123,10 +110,10 @@ class Generator:
         """Lengthen the sequence by one token. Returns the logits `[vocabulary]` of the next. Raises PromptTooLong."""
         if self.position >= self.context_length:
             raise self._too_long(self.position + 1)
-        if self._graph is not None and self.position >= self._graph.capacity:
+        if self.position >= self._sequence.capacity:
             # A static cache cannot grow. Reading the text once more is rare: callers reserve what they will need.
             return self.prefill([*self._tokens, token], reserve=self.position)
-        return self._forward([token])
+        return self._append([token], None)
 
     def stream(
         self,
@@ -181,60 +168,38 @@ class Generator:
         return True
 
     def _shorten(self, tokens: int, room: int) -> bool:
-        if self._graph is None:
-            kept = not self._uses_graph and cut(self._cache, tokens)
-        elif kept := room <= self._graph.capacity:
-            self._graph.cut(tokens)
+        kept = self._sequence.cut(tokens, room)
         if kept:
             del self._tokens[tokens:]
         return kept
 
     def _start(self, length: int) -> None:
-        """An empty cache with room for `length` tokens."""
+        """An empty sequence with room for `length` tokens."""
         self._tokens, self._reused = [], 0
-        if not self._uses_graph:
-            self._cache = make_cache(self._model.config, reserve=length, kind=self._kv_cache)
-        elif self._graph is not None and length <= self._graph.capacity:
-            self._graph.restart()
-        else:
-            self._graph = GraphDecoder(self._model, min(-(-length // _GRAPH_STEP) * _GRAPH_STEP, self.context_length))
+        self._sequence.start(length)
 
     def _read(
         self, ids: Sequence[int], cancel: threading.Event | None, on_progress: Callable[[int], None] | None
     ) -> torch.Tensor:
         """Lengthen the sequence by a prompt, piece by piece; the logits after it, or none when cancelled."""
         logits = torch.empty(0)
-        with interrupted_by(cancel, self._model):
-            for start in range(0, len(ids), PROMPT_CHUNK):
-                if cancel is not None and cancel.is_set():
-                    return torch.empty(0)
-                try:
-                    logits = self._forward(list(ids[start : start + PROMPT_CHUNK]))
-                except Interrupted:
-                    if not self._shorten(self.position, self.position):
-                        self._start(0)
-                    return torch.empty(0)
-                if on_progress is not None:
-                    on_progress(self.position)
+        for start in range(0, len(ids), PROMPT_CHUNK):
+            if cancel is not None and cancel.is_set():
+                return torch.empty(0)
+            try:
+                logits = self._append(list(ids[start : start + PROMPT_CHUNK]), cancel)
+            except Interrupted:
+                if not self._shorten(self.position, self.position):
+                    self._start(0)
+                return torch.empty(0)
+            if on_progress is not None:
+                on_progress(self.position)
         return logits
 
-    def _forward(self, ids: list[int]) -> torch.Tensor:
-        if self._graph is not None:
-            logits = self._graph.step(ids[0]) if self._tokens and len(ids) == 1 else self._graph.read(ids)
-            self._tokens += ids
-            return logits
-        if self._loaded.step is not None and len(ids) == 1:
-            logits = self._loaded.step(ids[0], self._cache)
-            self._tokens += ids
-            return logits
-        output = self._model(
-            input_ids=torch.tensor([ids], device=self._device),
-            logits_to_keep=1,
-            **cache_argument(self._model, self._cache),
-        )
+    def _append(self, ids: list[int], cancel: threading.Event | None) -> torch.Tensor:
+        logits = self._sequence.read(ids, cancel)
         self._tokens += ids
-        last: torch.Tensor = output.logits[0, -1]
-        return last
+        return logits
 
     def _require_room(self, ids: Sequence[int]) -> None:
         if not ids:

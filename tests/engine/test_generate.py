@@ -90,14 +90,14 @@ def test_long_prompt_read_in_pieces_scores_as_in_one(tiny_model, family, monkeyp
 @pytest.mark.parametrize("family_with_graph", ["llama", "qwen2", "gpt_neox"])
 def test_static_cache_of_gpus_gives_the_same_text(tiny_model, monkeypatch, family_with_graph):
     # Without a GPU nothing is recorded, but the cache, its restart and its growth are the same.
-    monkeypatch.setattr("quantstudio.engine.generate._GRAPH_STEP", 16)
+    monkeypatch.setattr("quantstudio.engine.sequence._GRAPH_STEP", 16)
     generator = Generator(loaded(tiny_model(family_with_graph)))
     expected = greedy(generator, prompt_of(20), 40)
-    generator._uses_graph = True
+    generator._sequence._uses_graph = True
     assert greedy(generator, prompt_of(20), 40) == expected
-    capacity = generator._graph.capacity
+    capacity = generator._sequence._graph.capacity
     assert greedy(generator, prompt_of(20), 40) == expected
-    assert generator._graph.capacity == capacity > 32
+    assert generator._sequence._graph.capacity == capacity > 32
 
 
 def test_sliding_windows_stay_off_the_graph(tiny_model):
@@ -270,7 +270,7 @@ def test_a_static_cache_is_continued_too(tiny_model):
     generator = Generator(loaded(tiny_model("qwen2")))
     follow_up = [*prompt_of(30)[:20], 4, 5]
     expected = generator.prefill(follow_up)
-    generator._uses_graph = True
+    generator._sequence._uses_graph = True
     generator.prefill(prompt_of(30))
     torch.testing.assert_close(generator.resume(follow_up), expected, rtol=1e-4, atol=1e-4)
     assert (generator.position, generator._reused) == (22, 20)

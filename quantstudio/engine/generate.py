@@ -23,9 +23,8 @@ from quantstudio.core.jobs import Sampling
 from quantstudio.core.recipe import KvCache
 from quantstudio.engine.detokenize import Detokenizer
 from quantstudio.engine.interrupt import Interrupted
-from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.sampling import Sampler
-from quantstudio.engine.sequence import TorchSequence
+from quantstudio.engine.sequence import Running, make_sequence
 from quantstudio.engine.stop_texts import StopTexts
 
 PROMPT_CHUNK = 512
@@ -52,9 +51,9 @@ class Stats:
 class Generator:
     """Keeps one sequence: `prefill` starts it anew, `decode_step` lengthens it, `stream` does both as an answer."""
 
-    def __init__(self, loaded: LoadedModel, kv_cache: KvCache = KvCache.BF16) -> None:
+    def __init__(self, loaded: Running, kv_cache: KvCache = KvCache.BF16) -> None:
         self._loaded = loaded
-        self._sequence = TorchSequence(loaded, kv_cache)
+        self._sequence = make_sequence(loaded, kv_cache)
         self._tokens: list[int] = []
         self._reused = 0
 

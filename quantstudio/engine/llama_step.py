@@ -27,13 +27,13 @@ from transformers.cache_utils import Cache
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
 
-_FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
 def make_llama_step(model: PreTrainedModel) -> LlamaStep | None:
     """The short way through this model, if it has one. Its layers stay what they are, as views of joined weights."""
     # Exactly these: what is made from them may compute otherwise under the same names.
-    fits = type(model) in _FAMILY and model.device.type == "cpu" and model.dtype == torch.bfloat16
+    fits = type(model) in FAMILY and model.device.type == "cpu" and model.dtype == torch.bfloat16
     return LlamaStep(model) if fits and model.config.rms_norm_eps > 0 else None
 
 

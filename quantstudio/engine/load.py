@@ -89,7 +89,7 @@ def load_model(
     _straighten_head_input(model)
     tokenizer = load_tokenizer(folder)
     step = None if kernels == REFERENCE else make_llama_step(model)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step)
 
 
@@ -148,7 +148,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
     """Everything that the generation config, the config or the tokenizer calls the end of a text or turn."""
     sources: list[Any] = [model.config.get_text_config(decoder=True), model.generation_config, tokenizer]
     tokens: set[int] = set()

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
-from quantstudio.engine.attention import ATTENTION
+from quantstudio.engine.attention import ATTENTION, register_attention
 from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.embedding import Int8Embedding
@@ -33,7 +33,7 @@ def load_quantized(
     fit, `Cancelled` when asked to stop.
     """
     read_config(folder)
-    model = _empty_model(config)
+    model = empty_model(config)
     filler = _Filler(model, chooser)
     for name, value in read_weights(folder):
         reporter.check_cancel()
@@ -129,7 +129,9 @@ def _is_known(embedding: nn.Embedding) -> bool:
     return type(embedding) is nn.Embedding or hasattr(embedding, "embed_scale")
 
 
-def _empty_model(config: PretrainedConfig) -> PreTrainedModel:
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model that config.json describes, its weights allocated and never written. Raises ModelUnsupported."""
+    register_attention()
     # Without this transformers would quantize the empty model itself.
     del config.quantization_config
     try:

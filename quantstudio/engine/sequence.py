@@ -16,6 +16,8 @@ from quantstudio.engine.cuda_graph import GraphDecoder, fits_graph
 from quantstudio.engine.interrupt import interrupted_by
 from quantstudio.engine.kv_cache import cache_argument, cut, make_cache
 from quantstudio.engine.load import LoadedModel
+from quantstudio.engine.onnx.model import OnnxModel
+from quantstudio.engine.onnx.sequence import OnnxSequence
 
 _GRAPH_STEP = 1024
 """Static caches on a GPU hold a multiple of this many tokens, so that one graph serves most of a conversation."""
@@ -53,6 +55,15 @@ class Sequence(Protocol):
         Raises Interrupted soon after `cancel` is set; it must be cut or started before it reads on.
         """
         ...
+
+
+Running = LoadedModel | OnnxModel
+"""A model that can write text, whichever engine runs it."""
+
+
+def make_sequence(model: Running, kv_cache: KvCache) -> Sequence:
+    """An empty sequence; ONNX Runtime keeps keys and values in fp32, whatever `kv_cache` says."""
+    return OnnxSequence(model) if isinstance(model, OnnxModel) else TorchSequence(model, kv_cache)
 
 
 class TorchSequence:

@@ -1,0 +1,1 @@
+"""A second engine for CPUs: quantized models of the Llama family as one graph that ONNX Runtime carries out."""

@@ -1,0 +1,225 @@
+"""A quantized model on ONNX Runtime: from our folder to a session, with nothing prepared on disk.
+
+Codes are repacked while they are read, a second for a 0.5B model, so there is no second copy of the model to keep in
+step with the first. Activations are rounded to int8 inside the products, which the scheme may not say; what that
+costs is measured by whoever chooses this engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from quantstudio.core.errors import ModelDamaged, ModelUnsupported
+from quantstudio.core.safety import require_safe
+from quantstudio.core.schemes import WeightSpec
+from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
+from quantstudio.engine.kernels.embedding import Int8Embedding
+from quantstudio.engine.llama_step import FAMILY
+from quantstudio.engine.load import end_tokens, load_tokenizer
+from quantstudio.engine.load_quantized import empty_model
+from quantstudio.engine.onnx.blocks import Blocks, block_size, to_blocks
+from quantstudio.engine.onnx.graph import Graph, GraphWriter, Layer, Shape
+from quantstudio.engine.quantized_weight import QuantizedWeight
+from quantstudio.engine.reporter import Reporter
+
+NAME = "onnxruntime"
+PACKAGES = ("onnxruntime", "onnx")
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that are the same whatever the text's length."""
+
+Weight = tuple[Blocks, torch.Tensor | None]
+"""A product's weight and bias."""
+
+
+@dataclass(slots=True)
+class OnnxModel:
+    """A model in ONNX Runtime, ready to run; stands where a `LoadedModel` does for writing text."""
+
+    session: Any
+    """`onnxruntime.InferenceSession`."""
+    embedding: nn.Module
+    rotary: nn.Module
+    """transformers' own: positions → cosines and sines."""
+    shape: Shape
+    context_length: int
+    tokenizer: PreTrainedTokenizerBase | None
+    folder: Path
+    kernels: dict[str, int]
+    end_tokens: frozenset[int]
+    device: str = "cpu"
+
+
+def is_installed() -> bool:
+    """Whether ONNX Runtime and what writes its graphs are there."""
+    return all(find_spec(package) for package in PACKAGES)
+
+
+def why_not(folder: Path) -> str:
+    """Why this engine cannot run a quantized folder that was found safe; empty when it can. Loads no weights."""
+    if not is_installed():
+        return "ONNX Runtime is not installed (pip install 'quantstudio[onnx]')"
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    if getattr(config, "quantization_config", None) is None:
+        return "the model is not quantized"
+    stored = read_config(folder)
+    model = empty_model(config)
+    return _why_not_model(model) or _why_not_weights(model, stored.specs)
+
+
+def load_onnx(folder: Path, reporter: Reporter) -> OnnxModel:
+    """Load a quantized folder into ONNX Runtime, on the CPU, with as many threads as torch has.
+
+    Raises ModelUnsupported with the reason when `why_not` has one, and what reading weights raises; `Cancelled`.
+    """
+    folder = folder.resolve()
+    require_safe(folder)
+    if reason := why_not(folder):
+        raise ModelUnsupported(
+            "ONNX Runtime cannot run this model.", why=reason, hint="Choose the engine torch.", field="machine.engine"
+        )
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    model = empty_model(config)
+    weights = _Weights(folder, model, reporter)
+    shape = _shape(config, model)
+    graph = _graph(shape, model, weights)
+    count = weights.products
+    tokenizer = load_tokenizer(folder)
+    embedding, rotary = weights.embedding, model.model.rotary_emb
+    del weights
+    session = _session(graph, torch.get_num_threads())
+    context = int(config.max_position_embeddings)
+    ends = end_tokens(model, tokenizer)
+    return OnnxModel(session, embedding, rotary, shape, context, tokenizer, folder, {NAME: count}, ends)
+
+
+def _why_not_model(model: PreTrainedModel) -> str:
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    checks = (
+        (type(model) in FAMILY, f"{type(model).__name__} is none of the model families that it knows"),
+        (getattr(config, "hidden_act", "") == "silu", "its layers have another activation than SiLU"),
+        (kinds == {"full_attention"} and not _slides(config), "it has sliding windows"),
+        (rotation in ROTATIONS, f"its rotary embedding is of the kind {rotation}"),
+    )
+    return next((reason for fine, reason in checks if not fine), "")
+
+
+def _slides(config: PretrainedConfig) -> bool:
+    # Mistral has a window and no list of layer kinds; Qwen has a list, and a window that counts only where it says so.
+    return not getattr(config, "layer_types", None) and bool(getattr(config, "sliding_window", None))
+
+
+def _why_not_weights(model: PreTrainedModel, specs: dict[str, WeightSpec]) -> str:
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if name not in specs:
+            return f"{name} is not quantized"
+        if block_size(specs[name], module.in_features) is None:
+            return f"the groups of {name} fit none of its blocks"
+    return ""
+
+
+class _Weights:
+    """Everything that a folder holds, repacked on the way."""
+
+    def __init__(self, folder: Path, model: PreTrainedModel, reporter: Reporter) -> None:
+        self._blocks: dict[str, Blocks] = {}
+        self._vectors: dict[str, torch.Tensor] = {}
+        self.embedding: nn.Module = nn.Identity()
+        table = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+        for name, value in read_weights(folder):
+            reporter.check_cancel()
+            if name in (table, f"{table}.weight"):
+                self.embedding = _embedding(value)
+            elif isinstance(value, QuantizedWeight):
+                self._blocks[name] = to_blocks(value)
+            else:
+                self._vectors[name] = value.float()
+        self.products = len(self._blocks)
+
+    def product(self, name: str) -> Weight:
+        """A layer's weight and bias, forgotten here."""
+        return self._pop(self._blocks, name), self._vectors.pop(f"{name}.bias", None)
+
+    def vector(self, name: str) -> torch.Tensor:
+        return self._pop(self._vectors, f"{name}.weight")
+
+    def has(self, name: str) -> bool:
+        return f"{name}.weight" in self._vectors
+
+    @staticmethod
+    def _pop(found: dict[str, Any], name: str) -> Any:
+        if name not in found:
+            raise ModelDamaged(
+                f"The model lacks some of its weights, such as {name}.",
+                hint="Download or copy the model again, or quantize the original again.",
+            )
+        return found.pop(name)
+
+
+def _embedding(value: QuantizedWeight | torch.Tensor) -> nn.Module:
+    if isinstance(value, torch.Tensor):
+        return nn.Embedding.from_pretrained(value.to(torch.bfloat16), freeze=True)
+    if value.spec.bits == 8:
+        return Int8Embedding(value)
+    return nn.Embedding.from_pretrained(value.dequantize(), freeze=True)
+
+
+def _shape(config: PretrainedConfig, model: PreTrainedModel) -> Shape:
+    attention = model.model.layers[0].self_attn
+    return Shape(
+        layers=len(model.model.layers),
+        features=config.hidden_size,
+        heads=config.num_attention_heads,
+        shared_heads=config.num_key_value_heads,
+        head_size=attention.head_dim,
+        vocabulary=model.get_output_embeddings().out_features,
+        epsilon=config.rms_norm_eps,
+        scale=attention.scaling,
+    )
+
+
+def _graph(shape: Shape, model: PreTrainedModel, weights: _Weights) -> Graph:
+    writer = GraphWriter(shape)
+    for index in range(shape.layers):
+        at = f"model.layers.{index}"
+        attention, mlp = f"{at}.self_attn", f"{at}.mlp"
+        has_norms = weights.has(f"{attention}.q_norm")
+        writer.layer(
+            Layer(
+                qkv=[weights.product(f"{attention}.{part}_proj") for part in "qkv"],
+                output=weights.product(f"{attention}.o_proj"),
+                gate=weights.product(f"{mlp}.gate_proj"),
+                up=weights.product(f"{mlp}.up_proj"),
+                down=weights.product(f"{mlp}.down_proj"),
+                input_norm=weights.vector(f"{at}.input_layernorm"),
+                inner_norm=weights.vector(f"{at}.post_attention_layernorm"),
+                query_norm=weights.vector(f"{attention}.q_norm") if has_norms else None,
+                key_norm=weights.vector(f"{attention}.k_norm") if has_norms else None,
+            )
+        )
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    return writer.finish(weights.vector("model.norm"), weights.product(head))
+
+
+def _session(graph: Graph, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in graph.constants.items()}
+    options.add_external_initializers(list(values), list(values.values()))
+    return onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+
+

@@ -147,7 +147,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add_recipe_flags(
         parser,
         sections=("data", "machine"),
-        without=("machine.device", "machine.threads", "machine.kernel", "machine.kv_cache"),
+        without=("machine.device", "machine.threads", "machine.engine", "machine.kernel", "machine.kv_cache"),
     )
     parser.set_defaults(command=_data)
 

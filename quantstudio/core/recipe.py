@@ -255,6 +255,18 @@ class MachineSection(Section):
         description="CPU threads for the work. 0 uses every physical core.",
         json_schema_extra={"advanced": True, "zero": "Every core"},
     )
+    engine: Literal["auto", "torch", "onnxruntime"] = Field(
+        default="auto",
+        title="Engine",
+        description="The program that runs a quantized model on the CPU. ONNX Runtime (pip install "
+        "'quantstudio[onnx]') knows models of the Llama family and is often faster; it rounds activations to int8. "
+        "auto measures it beside torch where a run's model writes fewer than 100 tokens a second, and the chat takes "
+        "the one that was faster. The saved model is the same either way.",
+        json_schema_extra={
+            "advanced": True,
+            "labels": {"auto": "Faster one (measured)", "torch": "torch", "onnxruntime": "ONNX Runtime"},
+        },
+    )
     kernel: Literal["auto", "cpu_int4", "cpu_int8", "cpu_int8_dynamic", "cuda_int4", "cuda_int8", "dequantized"] = (
         Field(
             default="auto",

@@ -114,6 +114,18 @@ class KvCacheCost(_Plain):
     """What each further token of a text takes in the cache."""
 
 
+class EngineTrial(_Plain):
+    """The quantized model on another engine: speed and memory, and its scores against torch's of the same model."""
+
+    engine: str
+    performance: Performance
+    tokens: int
+    perplexity_change: Interval
+    """Relative, as in `Quality`."""
+    kl: Interval
+    top1: Interval
+
+
 class KeptLayer(_Plain):
     """A layer that stayed in the model's own precision, and why."""
 
@@ -198,6 +210,8 @@ class RunResult(_Plain):
     quality: Quality | None = None
     kv_cache: KvCacheCost | None = None
     """Of the quantized model, when the recipe's machine section asks for int8."""
+    other_engine: EngineTrial | None = None
+    """None: there is no other engine here that runs this model, or it was not tried."""
     data: DataSummary | None = None
     """None: the method needed no text."""
     costs: RunCosts | None = None

@@ -7,6 +7,7 @@ When the quantized model is not faster on this machine, that is the sentence.
 from __future__ import annotations
 
 from quantstudio.core.comparison import NEAR, SAME, baseline
+from quantstudio.core.engines import engine_words
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
 from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality, RunResult, Spread
 from quantstudio.core.sensitivity import KNEE_KL
@@ -23,6 +24,8 @@ def verdict(result: RunResult) -> tuple[str, ...]:
     if original and quantized:
         sentences += [_decode(original, quantized), _prompt(original, quantized), _memory(original, quantized)]
         sentences += speed_details(result, original, quantized)
+        if result.other_engine:
+            sentences.append(engine_words(result.other_engine, quantized))
     if result.quality:
         sentences += _quality(result.quality)
     if result.kv_cache:

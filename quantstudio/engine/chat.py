@@ -11,21 +11,26 @@ import queue
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from quantstudio.core import protocol
+from quantstudio.core.engines import NAMES, ONNX_RUNTIME, preferred_engine
 from quantstudio.core.errors import PromptTooLong, QuantStudioError
 from quantstudio.core.jobs import ChatJob, ChatRequest, Turn
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import read_model_info
-from quantstudio.core.recipe import KvCache, ModelSection
+from quantstudio.core.recipe import KvCache, MachineSection, ModelSection
+from quantstudio.core.run_store import result_of_model
 from quantstudio.core.speed_words import kernel_words
 from quantstudio.core.usage import mark_used
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import PROMPT_CHUNK, Generator, Stats
-from quantstudio.engine.load import LoadedModel, load_model
+from quantstudio.engine.load import load_model, resolve_device
+from quantstudio.engine.onnx.model import OnnxModel, load_onnx, why_not
 from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.sequence import Running
 
 POLL_S = 0.1
 
@@ -41,15 +46,29 @@ def run_chat(job: ChatJob, requests: queue.Queue[Turn | None], reporter: Reporte
     read_model_info(folder)  # says better than any loader what is missing
     if job.machine.threads:
         torch.set_num_threads(job.machine.threads)
-    loaded = load_model(folder, job.machine.device, reporter, job.machine.kernel)
+    loaded = _load(folder, job.machine, reporter)
+    if isinstance(loaded, OnnxModel):
+        reporter.emit(protocol.Engine(t=time.time(), text=NAMES[ONNX_RUNTIME]))
     for use in loaded.kernel_uses:
         reporter.emit(protocol.Engine(t=time.time(), text=kernel_words(use)))
     reporter.phase("chat", "Ready", 1, 2)
     converse(loaded, requests, reporter, job.machine.kv_cache)
 
 
+def _load(folder: Path, machine: MachineSection, reporter: Reporter) -> Running:
+    """The model on the engine that was asked for; left to choose, on the one that its run found to be faster."""
+    engine = preferred_engine(result_of_model(folder)) if machine.engine == "auto" else machine.engine
+    # Kernels and an int8 cache are torch's; whoever wants one of them wants torch, unless they say otherwise.
+    for_torch = (
+        machine.kernel != "auto" or machine.kv_cache is not KvCache.BF16 or resolve_device(machine.device) != "cpu"
+    )
+    if engine == ONNX_RUNTIME and (machine.engine == engine or not (for_torch or why_not(folder))):
+        return load_onnx(folder, reporter)
+    return load_model(folder, machine.device, reporter, machine.kernel)
+
+
 def converse(
-    loaded: LoadedModel, requests: queue.Queue[Turn | None], reporter: Reporter, kv_cache: KvCache = KvCache.BF16
+    loaded: Running, requests: queue.Queue[Turn | None], reporter: Reporter, kv_cache: KvCache = KvCache.BF16
 ) -> None:
     """Answer requests in order until None comes. Raises `Cancelled`."""
     chat = Chat(loaded, reporter, kv_cache)
@@ -71,7 +90,7 @@ def _next(requests: queue.Queue[Turn | None], reporter: Reporter) -> Turn | None
 class Chat:
     """A loaded model and the means to answer with it."""
 
-    def __init__(self, loaded: LoadedModel, reporter: Reporter, kv_cache: KvCache = KvCache.BF16) -> None:
+    def __init__(self, loaded: Running, reporter: Reporter, kv_cache: KvCache = KvCache.BF16) -> None:
         if loaded.tokenizer is None:
             raise QuantStudioError("This model has no tokenizer, so it cannot write text.")
         self._tokenizer = loaded.tokenizer

@@ -7,13 +7,14 @@ When measuring fails, the quantized model is still whole: it is published, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from quantstudio import __version__
 from quantstudio.core import run_store
 from quantstudio.core.disk import partial_of, publish_folder, remove_tree, write_atomically
+from quantstudio.core.engines import FAST_ENOUGH, ONNX_RUNTIME
 from quantstudio.core.errors import Cancelled, QuantStudioError
 from quantstudio.core.estimate import check_machine
 from quantstudio.core.estimate_learning import learn
@@ -23,7 +24,15 @@ from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.plan import QuantizationPlan, make_plan
 from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_method import NEEDS_DATA
-from quantstudio.core.result import DataSummary, Environment, Measurement, Quantization, RunResult
+from quantstudio.core.result import (
+    DataSummary,
+    EngineTrial,
+    Environment,
+    Measurement,
+    Performance,
+    Quantization,
+    RunResult,
+)
 from quantstudio.core.sensitivity import SENSITIVITY_FILE, is_target, may_lie_below_knee
 from quantstudio.core.usage import mark_used
 from quantstudio.core.verdict import verdict
@@ -229,6 +238,7 @@ def _measured(result: RunResult, original: Path, quantized: Path, enter: _Phases
     first = measure_isolated(spec(original, ORIGINAL_LABEL), reporter, no_quality)
     enter("measure_quantized")
     second = measure_isolated(spec(quantized, label, str(original)), reporter, lambda: enter("quality"))
+    other = _other_engine(spec(quantized, label), second.performance, reporter, no_quality)
     enter("measure_original_again")
     last = measure_isolated(spec(original, ORIGINAL_LABEL), reporter, no_quality)
     return result.model_copy(
@@ -238,8 +248,25 @@ def _measured(result: RunResult, original: Path, quantized: Path, enter: _Phases
             "original_last": last.performance,
             "quality": second.quality,
             "kv_cache": second.kv_cache,
+            "other_engine": other,
         }
     )
+
+
+def _other_engine(
+    spec: MeasureSpec, own: Performance, reporter: Reporter, no_quality: Callable[[], None]
+) -> EngineTrial | None:
+    """The same model on ONNX Runtime: when asked for, or when it is slow enough on torch for a person to notice."""
+    from quantstudio.engine.onnx.model import is_installed, why_not
+
+    asked = spec.machine.engine == ONNX_RUNTIME
+    worth = spec.machine.engine == "auto" and is_installed() and own.decode_tps.median < FAST_ENOUGH
+    if own.device != "cpu" or not (asked or worth):
+        return None
+    if reason := why_not(Path(spec.model)):
+        reporter.notice(f"Not tried on ONNX Runtime: {reason}.", level="warning" if asked else "info")
+        return None
+    return measure_isolated(spec.model_copy(update={"other_engine": True}), reporter, no_quality).other_engine
 
 
 @contextmanager

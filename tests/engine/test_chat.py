@@ -10,11 +10,15 @@ import torch
 from quantstudio.core import protocol
 from quantstudio.core.errors import Cancelled, ModelNotFound, ModelUnsafe, ModelUnsupported
 from quantstudio.core.jobs import ChatJob, ChatMessage, ChatRequest, Sampling, Turn
-from quantstudio.core.recipe import MachineSection
+from quantstudio.core.model_info import read_model_info
+from quantstudio.core.plan import make_plan
+from quantstudio.core.recipe import MachineSection, Recipe
+from quantstudio.core.schemes import W4A16
 from quantstudio.engine import chat_template
 from quantstudio.engine.chat import converse, run_chat
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.load import load_model
+from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import Reporter, silent
 
 TEMPLATE = (
@@ -90,6 +94,43 @@ def test_from_folder_to_answers(tiny_folder):
     run_chat(ChatJob(model=str(tiny_folder), machine=CPU), requests, Reporter(messages.append))
     assert [phase.id for phase in of(messages, protocol.Phase)] == ["load", "chat"]
     assert isinstance(messages[-1], protocol.Answer)
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_folder, tmp_path_factory):
+    """The tiny model in int4, where a run would have put it."""
+    folder, recipe = tmp_path_factory.mktemp("run") / "model", Recipe(scheme=W4A16(group_size=32))
+    folder.mkdir()
+    info = read_model_info(tiny_folder)
+    quantize_model(info, make_plan(info, recipe), recipe, folder, silent())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "preferred", "engine"),
+    [
+        ({"engine": "onnxruntime"}, "torch", "ONNX Runtime"),
+        ({}, "onnxruntime", "ONNX Runtime"),
+        ({}, "torch", "torch"),
+        ({"engine": "torch"}, "onnxruntime", "torch"),
+        ({"kv_cache": "int8"}, "onnxruntime", "torch"),  # only torch has it
+        ({"kernel": "cpu_int4"}, "onnxruntime", "torch"),
+    ],
+)
+def test_the_engine_that_was_asked_for_or_found_faster(quantized, monkeypatch, settings, preferred, engine):
+    monkeypatch.setattr("quantstudio.engine.chat.preferred_engine", lambda result: preferred)
+    machine = MachineSection.model_validate({"device": "cpu", **settings})
+    messages = []
+    requests = lined_up(turn("Once upon", template=False))
+    run_chat(ChatJob(model=str(quantized), machine=machine), requests, Reporter(messages.append))
+    assert text_of(messages, 0)
+    assert ("ONNX Runtime" in [m.text for m in of(messages, protocol.Engine)]) is (engine == "ONNX Runtime")
+
+
+def test_an_original_on_the_other_engine_is_refused_with_the_reason(tiny_folder):
+    machine = MachineSection(device="cpu", engine="onnxruntime")
+    with pytest.raises(ModelUnsupported, match="not quantized"):
+        run_chat(ChatJob(model=str(tiny_folder), machine=machine), lined_up(), silent())
 
 
 def test_a_conversation(model):

@@ -19,6 +19,7 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.core.schemes import W2A16, W3A16, W4A8, W4A16, W8A8, W8A16
 from quantstudio.engine.generate import Generator
 from quantstudio.engine.load import load_model
+from quantstudio.engine.onnx.model import load_onnx
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
 
@@ -34,9 +35,22 @@ def test_the_same_tokens_as_generate(scheme, tmp_path):
     loaded = load_model(tmp_path, "cpu", silent())
     prompt = loaded.tokenizer(PROMPT)["input_ids"]
     theirs, scores = generate(tmp_path, prompt)
-    generator = Generator(loaded)
+    assert_same_tokens(Generator(loaded), prompt, theirs, scores, 0.2 if scheme.kind.endswith("a8") else 0.1)
+
+
+@pytest.mark.parametrize("scheme", [W4A16(), W8A8()], ids=lambda each: each.kind)
+def test_the_same_tokens_on_onnx_runtime(scheme, tmp_path):
+    """It rounds activations to int8 under every scheme, a scale for each block of a row."""
+    starter, recipe = resources() / "starter", Recipe(scheme=scheme)
+    info = read_model_info(starter)
+    quantize_model(info, make_plan(info, recipe), recipe, tmp_path, silent())
+    other = load_onnx(tmp_path, silent())
+    prompt = other.tokenizer(PROMPT)["input_ids"]
+    assert_same_tokens(Generator(other), prompt, *generate(tmp_path, prompt), allowed=0.2)
+
+
+def assert_same_tokens(generator, prompt, theirs, scores, allowed):
     logits, ties = generator.prefill(prompt), 0
-    allowed = 0.2 if scheme.kind.endswith("a8") else 0.1
     for token, expected in zip(theirs, scores, strict=True):
         picked = int(logits.argmax())
         ties += picked != token

@@ -101,6 +101,27 @@ def test_a_whole_run_from_recipe_to_verdict(tiny_folder, carry_out):
     assert (folder / "metrics.jsonl").read_text().count("perplexity") >= 2
 
 
+def test_on_the_other_engine_too_when_asked(tiny_folder, carry_out):
+    machine = CPU.model_copy(update={"engine": "onnxruntime"})
+    message, folder, _ = carry_out(recipe_for(tiny_folder, SMALL, machine=machine))
+    assert isinstance(message, protocol.Result), message
+    trial = run_store.read_result(folder).other_engine
+    assert trial.engine == "onnxruntime"
+    assert list(trial.performance.kernels) == ["onnxruntime"]
+    assert 0 < trial.kl.value < 0.05  # of rounding activations; a wrong graph is off by nats
+    assert trial.tokens > 1000
+    assert any("ONNX Runtime" in sentence for sentence in run_store.read_result(folder).verdict)
+
+
+def test_a_model_that_the_other_engine_cannot_run_is_measured_on_torch_alone(tiny_folder, carry_out):
+    machine = CPU.model_copy(update={"engine": "onnxruntime"})
+    recipe = recipe_for(tiny_folder, SMALL, machine=machine, layers=LayersSection(head="keep", embedding="keep"))
+    message, folder, sent = carry_out(recipe)
+    assert isinstance(message, protocol.Result), message
+    assert run_store.read_result(folder).other_engine is None
+    assert any("Not tried on ONNX Runtime" in m.text for m in sent if isinstance(m, protocol.Notice))
+
+
 @pytest.mark.parametrize("scheme", [W4A16(), W8A16()])
 def test_the_same_recipe_twice_gives_the_same_bytes(tiny_folder, carry_out, scheme):
     recipe = recipe_for(tiny_folder, scheme=scheme)

@@ -57,6 +57,11 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = spec.machine.seed
     text = read_text(spec.measure.text, spec.measure.quality_tokens)
+    if spec.other_engine:
+        from quantstudio.engine.measure.other_engine import measure_other_engine
+
+        trial = measure_other_engine(spec, text, reporter)
+        return Measured(performance=trial.performance, other_engine=trial)
     # In a run the parent has tried the kernels: done here it would count as the model's memory.
     trials_s = AT_LOAD_S if spec.alone else 0.0
     loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter, spec.machine.kernel, trials_s)

@@ -25,6 +25,7 @@ from quantstudio.engine.measure.bandwidth import bytes_per_token, memory_bandwid
 from quantstudio.engine.measure.memory import peak_rss
 from quantstudio.engine.measure.text import Text, prompt_ids
 from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.sequence import Running
 
 _READ_BYTES = 8 << 20
 
@@ -33,10 +34,7 @@ def load_timed(
     folder: Path, device: str, reporter: Reporter, kernels: str = AUTO, trials_s: float = AT_LOAD_S
 ) -> tuple[LoadedModel, float]:
     """The model and the seconds it took to load from files that are in the system's cache, trials not counted."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb", buffering=0) as file:
-            while file.read(_READ_BYTES):
-                reporter.check_cancel()
+    warm_up_files(folder, reporter)
     started = time.perf_counter()
     loaded = load_model(folder, device, reporter, kernels, trials_s)
     if loaded.device == "cuda":
@@ -44,8 +42,16 @@ def load_timed(
     return loaded, time.perf_counter() - started - loaded.trial_s
 
 
+def warm_up_files(folder: Path, reporter: Reporter) -> None:
+    """Read the weights once, so that the system has them at hand. Raises `Cancelled`."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while file.read(_READ_BYTES):
+                reporter.check_cancel()
+
+
 def measure_performance(
-    loaded: LoadedModel,
+    loaded: Running,
     load_s: float,
     label: str,
     text: Text,
@@ -78,8 +84,8 @@ def measure_performance(
         threads=torch.get_num_threads(),
         kernels=loaded.kernels,
         kernel_uses=loaded.kernel_uses,
-        bandwidth=memory_bandwidth(loaded.model.device),
-        bytes_per_token=bytes_per_token(loaded.model),
+        bandwidth=memory_bandwidth(torch.device(loaded.device)),
+        bytes_per_token=bytes_per_token(loaded.model) if isinstance(loaded, LoadedModel) else loaded.bytes_per_token,
     )
 
 
@@ -102,7 +108,7 @@ def _lengths(generator: Generator, measure: MeasureSection, reporter: Reporter) 
     return prompt_tokens, decode_tokens
 
 
-def _tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
+def _tokenizer(loaded: Running) -> PreTrainedTokenizerBase:
     if loaded.tokenizer is None:
         raise ModelUnsupported(
             "This model cannot be measured.",

@@ -23,6 +23,8 @@ from quantstudio.engine.kv_cache import bytes_per_position, cache_argument, make
 from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.measure.bootstrap import BlockSums, quality_intervals, sum_blocks
 from quantstudio.engine.measure.text import Text, Windows, cut_windows
+from quantstudio.engine.onnx.model import OnnxModel
+from quantstudio.engine.onnx.sequence import window_logits
 from quantstudio.engine.reporter import Reporter
 
 LOGITS_BYTES = 192 << 20
@@ -100,7 +102,7 @@ def measure_kv_cache(
 @torch.inference_mode()
 def score(
     original: PreTrainedModel,
-    quantized: PreTrainedModel | None,
+    quantized: PreTrainedModel | OnnxModel | None,
     windows: Windows,
     reporter: Reporter,
     *,
@@ -135,7 +137,7 @@ def score(
 
 def _score_batch(
     original: PreTrainedModel,
-    quantized: PreTrainedModel | None,
+    quantized: PreTrainedModel | OnnxModel | None,
     ids: torch.Tensor,
     reporter: Reporter,
     kv_cache: KvCache,
@@ -143,7 +145,11 @@ def _score_batch(
     """`[4, windows, length - 1]` in float32 on the CPU: both negative log likelihoods, KL, agreement."""
     pieces = []
     first = _logits(original, ids, KvCache.BF16)
-    second = _logits(quantized, ids, kv_cache) if quantized is not None else None
+    second = None
+    if isinstance(quantized, OnnxModel):
+        second = window_logits(quantized, ids, _piece(original, ids))
+    elif quantized is not None:
+        second = _logits(quantized, ids, kv_cache)
     position = 1
     for logits in first:
         reporter.check_cancel()
@@ -178,7 +184,7 @@ def _score_logits(first: torch.Tensor, second: torch.Tensor | None, targets: tor
 def _logits(model: PreTrainedModel, ids: torch.Tensor, kv_cache: KvCache) -> Iterator[torch.Tensor]:
     """Logits `[windows, piece, vocabulary]`, piece after piece along the windows."""
     length = ids.shape[1]
-    piece = max(1, _positions(model) // ids.shape[0])
+    piece = _piece(model, ids)
     if piece >= length and kv_cache is KvCache.BF16:
         yield model(input_ids=ids, use_cache=False).logits
         return
@@ -187,6 +193,11 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, kv_cache: KvCache) -> Ite
         cache = make_cache(model.config, length, kv_cache)
     for start in range(0, length, piece):
         yield model(input_ids=ids[:, start : start + piece], **cache_argument(model, cache)).logits
+
+
+def _piece(model: PreTrainedModel, ids: torch.Tensor) -> int:
+    """How many positions of every window are scored at once."""
+    return max(1, _positions(model) // ids.shape[0])
 
 
 def _positions(model: PreTrainedModel) -> int:

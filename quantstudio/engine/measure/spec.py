@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantstudio.core.recipe import MachineSection, MeasureSection
-from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality
+from quantstudio.core.result import EngineTrial, Interval, KvCacheCost, Performance, Quality
 from quantstudio.core.section import Plain
 
 QUALITY_PHASE = "quality"
@@ -14,12 +14,14 @@ class MeasureSpec(Plain):
     """Measure the model in folder `model`: always speed and memory, then quality when asked.
 
     `original`: a folder to compare with, or empty. `alone`: without an original, how well the model fits the text.
+    `other_engine`: the same on ONNX Runtime, compared with torch, and nothing else.
     """
 
     model: str
     label: str
     original: str = ""
     alone: bool = False
+    other_engine: bool = False
     measure: MeasureSection = MeasureSection()
     machine: MachineSection = MachineSection()
 
@@ -32,3 +34,4 @@ class Measured(Plain):
     perplexity: Interval | None = None
     bits_per_byte: Interval | None = None
     kv_cache: KvCacheCost | None = None
+    other_engine: EngineTrial | None = None

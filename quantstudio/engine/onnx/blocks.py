@@ -25,8 +25,8 @@ BLOCKS = (256, 128, 64, 32, 16)
 class Blocks:
     """A weight of `[rows, columns]` for the operator.
 
-    `codes`: uint8 `[rows, blocks, block * bits / 8]`. `scales`: fp32 `[rows, blocks]`. `zero_points`: uint8 with as many
-    bits per block as a code has, `[rows, ceil(blocks * bits / 8)]`, or None where they are all in the middle.
+    `codes`: uint8 `[rows, blocks, block * bits / 8]`. `scales`: fp32 `[rows, blocks]`. `zero_points`: uint8, as
+    many bits per block as a code has, `[rows, ceil(blocks * bits / 8)]`, or None where they are all in the middle.
     """
 
     codes: torch.Tensor

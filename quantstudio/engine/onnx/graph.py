@@ -1,9 +1,9 @@
 """The graph of a decoder of the Llama family, written operator by operator.
 
-One graph serves prompts and single tokens: `hidden` goes in, `[1, tokens, features]` in fp32, and the logits of the last
-token come out. Keys and values lie in buffers that are input and output at once, so the attention operator writes what
-is new in place. Weights are named here and handed over apart from the graph, in memory, because a graph with its
-weights inside may not exceed 2 GB.
+One graph serves prompts and single tokens: `hidden` goes in, `[1, tokens, features]` in fp32, and the logits of those
+tokens come out whose places `wanted` lists. Keys and values lie in buffers that are input and output at once, so the
+attention operator writes what is new in place. Weights are named here and handed over apart from the graph, in memory,
+because a graph with its weights inside may not exceed 2 GB.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class GraphWriter:
             self._value("hidden", [1, "tokens", shape.features]),
             self._value("last_position", [1], TensorProto.INT32),
             self._value("length", [], TensorProto.INT32),
+            self._value("wanted", ["rows"], TensorProto.INT64),
             *(self._value(name, ["capacity", shape.head_size // 2]) for name in ("cosines", "sines")),
         ]
         self._outputs: list[Any] = []
@@ -115,10 +116,9 @@ class GraphWriter:
     def finish(self, norm: torch.Tensor, head: tuple[Blocks, torch.Tensor | None]) -> Graph:
         """Append the last norm and the head, and write the graph down."""
         normed = self._norm("norm", norm)
-        last = self._constant("last", torch.tensor([-1]))
-        row = self._node("Gather", [normed, last], "last_row", axis=1)
-        self._product("logits", row, *head)
-        self._outputs.append(self._value("logits", [1, 1, self._shape.vocabulary]))
+        rows = self._node("Gather", [normed, "wanted"], "rows", axis=1)
+        self._product("logits", rows, *head)
+        self._outputs.append(self._value("logits", [1, "rows", self._shape.vocabulary]))
         graph = self._helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, self._initializers)
         opsets = [self._helper.make_opsetid("", OPSET), self._helper.make_opsetid(CONTRIBUTED, 1)]
         model = self._helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
@@ -147,7 +147,7 @@ class GraphWriter:
             key, value = self._head_norm(f"{at}.key_norm", names[1], weights.key_norm), names[2]
         buffers = [key_name(layer), value_name(layer)]
         for name in buffers:
-            size = [1, shape.shared_heads, "capacity", shape.head_size]
+            size: list[int | str] = [1, shape.shared_heads, "capacity", shape.head_size]
             self._inputs.append(self._value(name, size))
             self._outputs.append(self._value(f"new_{name}", size))
         self._add(
@@ -213,7 +213,9 @@ class GraphWriter:
     def _add(
         self, operator: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: float
     ) -> None:
-        self._nodes.append(self._helper.make_node(operator, inputs, outputs, outputs[0], domain=domain, **attributes))
+        node = self._helper.make_node(operator, inputs, outputs, name=outputs[0], domain=domain)
+        node.attribute.extend(self._helper.make_attribute(name, value) for name, value in attributes.items())
+        self._nodes.append(node)
 
     def _constant(self, name: str, value: torch.Tensor) -> str:
         array = np.ascontiguousarray(value.numpy())

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from quantstudio.core.engines import ONNX_RUNTIME
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
+from quantstudio.core.result import KernelUse
 from quantstudio.core.safety import require_safe
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
@@ -29,7 +31,6 @@ from quantstudio.engine.onnx.graph import Graph, GraphWriter, Layer, Shape
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import Reporter
 
-NAME = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnx")
 ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that are the same whatever the text's length."""
@@ -53,6 +54,9 @@ class OnnxModel:
     folder: Path
     kernels: dict[str, int]
     end_tokens: frozenset[int]
+    bytes_per_token: int
+    """Bytes of weights that one token reads."""
+    kernel_uses: tuple[KernelUse, ...] = ()
     device: str = "cpu"
 
 
@@ -62,9 +66,10 @@ def is_installed() -> bool:
 
 
 def why_not(folder: Path) -> str:
-    """Why this engine cannot run a quantized folder that was found safe; empty when it can. Loads no weights."""
+    """Why this engine cannot run a model folder; empty when it can. Loads no weights. Raises what preflight raises."""
     if not is_installed():
         return "ONNX Runtime is not installed (pip install 'quantstudio[onnx]')"
+    require_safe(folder)
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     if getattr(config, "quantization_config", None) is None:
         return "the model is not quantized"
@@ -79,7 +84,6 @@ def load_onnx(folder: Path, reporter: Reporter) -> OnnxModel:
     Raises ModelUnsupported with the reason when `why_not` has one, and what reading weights raises; `Cancelled`.
     """
     folder = folder.resolve()
-    require_safe(folder)
     if reason := why_not(folder):
         raise ModelUnsupported(
             "ONNX Runtime cannot run this model.", why=reason, hint="Choose the engine torch.", field="machine.engine"
@@ -89,14 +93,14 @@ def load_onnx(folder: Path, reporter: Reporter) -> OnnxModel:
     weights = _Weights(folder, model, reporter)
     shape = _shape(config, model)
     graph = _graph(shape, model, weights)
-    count = weights.products
+    count, nbytes = weights.products, sum(array.nbytes for array in graph.constants.values())
     tokenizer = load_tokenizer(folder)
     embedding, rotary = weights.embedding, model.model.rotary_emb
     del weights
     session = _session(graph, torch.get_num_threads())
     context = int(config.max_position_embeddings)
     ends = end_tokens(model, tokenizer)
-    return OnnxModel(session, embedding, rotary, shape, context, tokenizer, folder, {NAME: count}, ends)
+    return OnnxModel(session, embedding, rotary, shape, context, tokenizer, folder, {ONNX_RUNTIME: count}, ends, nbytes)
 
 
 def _why_not_model(model: PreTrainedModel) -> str:
@@ -221,5 +225,3 @@ def _session(graph: Graph, threads: int) -> Any:
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in graph.constants.items()}
     options.add_external_initializers(list(values), list(values.values()))
     return onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
-
-

@@ -26,8 +26,7 @@ class OnnxSequence:
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
         self._binding = model.session.io_binding()
-        self._logits = torch.empty(1, 1, model.shape.vocabulary)
-        self._binding.bind_ortvalue_output("logits", _value(self._logits))
+        self._last_logits = _value(torch.empty(1, 1, model.shape.vocabulary))
         names = [name(layer) for layer in range(model.shape.layers) for name in (key_name, value_name)]
         self._buffers = {name: torch.empty(1, model.shape.shared_heads, 0, model.shape.head_size) for name in names}
         self._room = 0
@@ -54,6 +53,20 @@ class OnnxSequence:
         return True
 
     def read(self, ids: list[int], cancel: threading.Event | None) -> torch.Tensor:
+        self._binding.bind_cpu_input("wanted", np.array([-1]))
+        self._binding.bind_ortvalue_output("logits", self._last_logits)
+        self._run(ids, cancel)
+        return torch.from_numpy(self._last_logits.numpy()[0, 0].copy())
+
+    def read_all(self, ids: list[int]) -> torch.Tensor:
+        """As `read`, with the logits `[tokens, vocabulary]` after each of the tokens."""
+        self._binding.bind_cpu_input("wanted", np.arange(len(ids)))
+        logits = torch.empty(1, len(ids), self._model.shape.vocabulary)
+        self._binding.bind_ortvalue_output("logits", _value(logits))
+        self._run(ids, None)
+        return logits[0]
+
+    def _run(self, ids: list[int], cancel: threading.Event | None) -> None:
         end = self._position + len(ids)
         self._grow(end)
         hidden = self._model.embedding(torch.tensor([ids])).float()
@@ -63,7 +76,6 @@ class OnnxSequence:
         with _ended_by(cancel if len(ids) > 1 else None) as options:
             self._model.session.run_with_iobinding(self._binding, options)
         self._position = end
-        return torch.from_numpy(self._logits.numpy()[0, 0].copy())
 
     def _grow(self, length: int) -> None:
         """Make room for `length` positions; what was read stays."""
@@ -85,6 +97,16 @@ class OnnxSequence:
         tables = self._model.rotary(torch.empty(1, dtype=torch.float32), torch.arange(self._room)[None])
         for name, table in zip(("cosines", "sines"), tables, strict=True):
             self._binding.bind_ortvalue_input(name, _value(table[0, :, :half].float().contiguous()))
+
+
+def window_logits(model: OnnxModel, ids: torch.Tensor, piece: int) -> Iterator[torch.Tensor]:
+    """Logits `[windows, piece, vocabulary]` for ids `[windows, length]`, piece after piece along the windows."""
+    sequences = [OnnxSequence(model) for _ in ids]
+    for sequence in sequences:
+        sequence.start(ids.shape[1])
+    for start in range(0, ids.shape[1], piece):
+        pieces = ids[:, start : start + piece].tolist()
+        yield torch.stack([sequence.read_all(row) for sequence, row in zip(sequences, pieces, strict=True)])
 
 
 @contextmanager

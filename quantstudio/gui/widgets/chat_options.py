@@ -21,7 +21,7 @@ from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import button, label, wrapped
 
 WIDTH = 264
-KERNEL, KV_CACHE = "machine.kernel", "machine.kv_cache"
+ENGINE, KERNEL, KV_CACHE = "machine.engine", "machine.kernel", "machine.kv_cache"
 SEED = "seed"
 STOP = "stop"
 MAX_SEED = 2**31 - 1
@@ -50,7 +50,7 @@ class ChatOptions(QScrollArea):
 
     changed = Signal()
     machine_changed = Signal()
-    """The person chose another kernel or key-value cache; a model that is loaded keeps the one it has."""
+    """The person chose another engine, kernel or key-value cache; a model that is loaded keeps the one it has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class ChatOptions(QScrollArea):
 
     def _make_machine(self) -> None:
         """The recipe's own fields, with the measured figure below the cache."""
-        for spec in (spec for spec in field_specs() if spec.path in (KERNEL, KV_CACHE)):
+        for spec in (spec for spec in field_specs() if spec.path in (ENGINE, KERNEL, KV_CACHE)):
             editor = editor_for(spec)
             editor.set_value(spec.default)
             editor.control.setMaximumWidth(WIDTH)

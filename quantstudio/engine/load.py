@@ -7,6 +7,7 @@ the weights are in memory once.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
 from quantstudio.engine.kernels.trial import AT_LOAD_S, Trials
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import load_quantized
-from quantstudio.engine.memory import keep_freed_memory
+from quantstudio.engine.memory import keep_freed_memory, trim_freed_memory
 from quantstudio.engine.reporter import Reporter
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -76,19 +77,23 @@ def load_model(
     config = _read_config(folder)
     uses: tuple[KernelUse, ...] = ()
     trial_s = 0.0
-    if getattr(config, "quantization_config", None) is None:
-        model = _load_original(folder).to(target)
-        counts = {"bf16": sum(isinstance(module, nn.Linear) for module in model.modules())}
-    else:
-        trials = Trials(trials_s)
-        chooser = Chooser(torch.device(target), kernels, reporter.log, trials)
-        model, counts = load_quantized(folder, config, chooser, reporter)
-        trials.save()
-        uses, trial_s = chooser.uses(), trials.seconds
-    model.eval()
-    _straighten_head_input(model)
-    tokenizer = load_tokenizer(folder)
-    step = None if kernels == REFERENCE else make_llama_step(model)
+    # Meanwhile: transformers parses a vocabulary of 150,000 tokens three times in Python, which takes a second.
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+        reading = pool.submit(load_tokenizer, folder)
+        if getattr(config, "quantization_config", None) is None:
+            model = _load_original(folder).to(target)
+            counts = {"bf16": sum(isinstance(module, nn.Linear) for module in model.modules())}
+        else:
+            trials = Trials(trials_s)
+            chooser = Chooser(torch.device(target), kernels, reporter.log, trials)
+            model, counts = load_quantized(folder, config, chooser, reporter)
+            trials.save()
+            uses, trial_s = chooser.uses(), trials.seconds
+        model.eval()
+        _straighten_head_input(model)
+        step = None if kernels == REFERENCE else make_llama_step(model)
+        tokenizer = reading.result()
+    trim_freed_memory()  # joined layers leave their parts behind, and the tokenizer its text
     ends = end_tokens(model, tokenizer)
     return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step)
 
@@ -129,9 +134,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelDamaged(f"The tokenizer in {folder} cannot be read.", why=str(error)) from error
+    _forget_copies(tokenizer)
+    return tokenizer
+
+
+def _forget_copies(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop what transformers built its Rust tokenizer from and never asks again: 54 MB for 150,000 tokens."""
+    held = vars(tokenizer)
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        for name in ("_vocab", "_merges"):
+            if isinstance(held.get(name), dict | list):
+                held[name] = type(held[name])()
 
 
 def resolve_device(device: str) -> str:

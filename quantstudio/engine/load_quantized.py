@@ -20,8 +20,12 @@ from quantstudio.engine.formats.compressed_tensors import read_config, read_weig
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.embedding import Int8Embedding
 from quantstudio.engine.kernels.registry import Chooser
+from quantstudio.engine.memory import trim_freed_memory
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import Reporter
+
+_TRIM_BYTES = 32 << 20
+"""Codes, one byte each, after which what they left behind goes back to the system."""
 
 
 def load_quantized(
@@ -35,12 +39,17 @@ def load_quantized(
     read_config(folder)
     model = empty_model(config)
     filler = _Filler(model, chooser)
+    untrimmed = 0
     for name, value in read_weights(folder):
         reporter.check_cancel()
         if isinstance(value, QuantizedWeight):
             filler.put_module(name, value)
+            untrimmed += value.codes.nbytes
         else:
             filler.put_tensor(name, value)
+        if untrimmed > _TRIM_BYTES:
+            trim_freed_memory()
+            untrimmed = 0
     filler.require_whole()
     model.to(chooser.device)
     return model, filler.counts()

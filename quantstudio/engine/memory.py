@@ -11,10 +11,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from contextlib import suppress
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_REUSED = 64 << 20
 _KEPT = 256 << 20
+
+
+def trim_freed_memory() -> None:
+    """Give the system back what is free between blocks that are in use. A few milliseconds; nothing without glibc."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> bool:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantstudio.core.errors import ModelDamaged, ModelNotFound, ModelUnsupported
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
 from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16
-from quantstudio.engine.load import load_model
+from quantstudio.engine.load import load_model, load_tokenizer
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
 
@@ -114,6 +114,19 @@ def test_original_loads_in_bf16_and_keeps_its_tokens(tiny_model, tmp_path):
     assert loaded.kernels == {"bf16": 15}
     assert loaded.end_tokens == {2}
     assert loaded.tokenizer is None
+
+
+def test_a_tokenizer_is_held_once_and_works_and_can_be_saved(tiny_folder, tmp_path):
+    plain = AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False)
+    found = load_tokenizer(tiny_folder)
+    text = "It was a dark night; the whaler's captain stood – silent."
+    ids = plain(text)["input_ids"]
+    assert found(text)["input_ids"] == ids
+    assert found.decode(ids) == plain.decode(ids)
+    assert found.get_vocab() == plain.get_vocab()
+    assert not any(len(value) > 100 for value in vars(found).values() if isinstance(value, dict | list))
+    found.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)(text)["input_ids"] == ids
 
 
 def test_missing_weight_is_named(quantized):

@@ -5,8 +5,9 @@ For one row the operator reads a quarter of the bytes of bf16 and is three to fo
 2,702). It computes in fp32 vectors, so prompts would crawl; for those the packed weights are expanded tile by tile
 into bf16 while they are in the cache, which costs about a fifth of the product itself and no lasting memory.
 
-Expansion has to know how the operator packs: blocks of 64 rows (AVX-512) or 32 (AVX2), in which byte j of a column
-holds rows j and j + half a block. A probe looks at what this machine does; if it is neither, prompts use the operator.
+Expansion and packing have to know how the operator packs: blocks of 64 rows (AVX-512) or 32 (AVX2), in which byte j of
+a column holds rows j and j + half a block. A probe looks at what this machine does; if it is neither, torch packs, and
+prompts use the operator.
 
 Codes of 3 and 2 bits are codes of 4 bits that use less of the range: same operator, same speed, the memory of int4.
 """
@@ -32,8 +33,9 @@ MANY_ROWS = 64
 _ROW_MULTIPLE = 64
 _TILE_WEIGHTS = 1 << 20
 """Weights expanded at once: 2 MB of bf16. Half and twice of that are no faster."""
-_PACK_ROWS = 4096
-"""Rows packed at once when loading: the packer wants int32, eight times the size of the result."""
+_PACK_ROWS = 256
+"""Rows packed at once when loading. More leaves larger holes between the weights that stay (0.5B: 240 MB with 4,096
+rows and the packer's int32), and is no faster."""
 
 
 def operator_group(spec: WeightSpec, columns: int) -> int | None:
@@ -141,11 +143,18 @@ def _pack(codes: torch.Tensor) -> torch.Tensor:
     rows, columns = codes.shape
     padded = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
     packed = torch.empty(padded, columns // 2, dtype=torch.uint8)
+    block = packing_block()
     for start in range(0, padded, _PACK_ROWS):
-        part = codes[start : start + _PACK_ROWS].to(torch.int32) + 8
-        missing = min(start + _PACK_ROWS, padded) - start - part.shape[0]
-        part = nn.functional.pad(part, (0, 0, 0, missing))
-        packed[start : start + part.shape[0]] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(part, 1)
+        part = codes[start : start + _PACK_ROWS].view(torch.uint8) + 8
+        if missing := min(start + _PACK_ROWS, padded) - start - part.shape[0]:
+            part = nn.functional.pad(part, (0, 0, 0, missing))
+        place = packed[start : start + part.shape[0]]
+        if block:  # where the order is known, this takes a third of the packer's time
+            halves = part.view(-1, 2, block // 2, columns)
+            pairs = (halves[:, 1] << 4).bitwise_or_(halves[:, 0])
+            place.view(-1, columns, block // 2).copy_(pairs.transpose(1, 2))
+        else:
+            place.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(part.to(torch.int32), 1))
     return packed
 
 

@@ -73,6 +73,14 @@ def test_unknown_packing_leaves_prompts_to_the_operator(monkeypatch):
     assert relative_error(CpuInt4, WeightSpec(4, 32), 64, CPU) < 0.005
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 100, 300])
+def test_packing_is_torchs_own(rows):
+    codes = weight_of(WeightSpec(4, 32), rows, 96).codes
+    padded = nn.functional.pad(codes.to(torch.int32) + 8, (0, 0, 0, -rows % 64))
+    expected = torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded, 1)
+    assert torch.equal(cpu_int4._pack(codes), expected.view(torch.uint8).view(-1, 48))
+
+
 def test_packing_of_this_machine_is_known():
     assert cpu_int4.packing_block() in (32, 64)
 

@@ -46,7 +46,8 @@ def test_the_window_s_side_imports_with_torch_blocked():
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_models_are_loaded_as_hostile_input(path):
     for name, call in calls(path):
-        if name == "from_pretrained":
+        # torch's embedding of that name takes a tensor, and reads no file.
+        if name == "from_pretrained" and ast.unparse(call.func) != "nn.Embedding.from_pretrained":
             assert keyword(call, "trust_remote_code") is False, (
                 f"line {call.lineno}: trust_remote_code=False is missing"
             )

@@ -28,6 +28,7 @@ from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.engine.generate import Generator
 from quantstudio.engine.load import load_model
+from quantstudio.engine.onnx.model import load_onnx
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
 
@@ -39,6 +40,9 @@ BESIDE = {
     "W8A8": "Q8_0",
 }
 """Which of llama.cpp's formats each variant is compared with."""
+OTHER_ENGINE = ", ONNX Runtime"
+ON_BOTH = ("W4A16 g128, int4 head", "W4A16 g128, int8 head", "W8A16")
+"""What runs on the second engine too; it rounds activations to int8 in all of them, as llama.cpp does."""
 
 THEIR_PROGRAM = textwrap.dedent(
     """
@@ -149,6 +153,9 @@ def _ours(folder: str, options: argparse.Namespace) -> dict[str, Callable[[], Tr
         out.mkdir()
         quantize_model(info, make_plan(info, RECIPES[name]), RECIPES[name], out, silent())
         runs[name] = partial(_time_ours, Generator(load_model(out, "cpu", silent())), prompt, options.tokens)
+        if name in ON_BOTH:
+            other = Generator(load_onnx(out, silent()))
+            runs[name + OTHER_ENGINE] = partial(_time_ours, other, prompt, options.tokens)
     return runs
 
 
@@ -187,9 +194,10 @@ def _print_table(trials: dict[str, list[Trial]], options: argparse.Namespace) ->
     print("| --- | --- | --- | --- | --- | --- |")
     for name, own in trials.items():
         first, step = (statistics.median(trial[part] for trial in own) for part in (0, 1))
-        base = trials[BESIDE.get(name, name)]
+        beside = BESIDE.get(name.removesuffix(OTHER_ENGINE), "")
+        base = trials[beside or name]
         start, speed = (statistics.median(b[part] / o[part] for b, o in zip(base, own, strict=True)) for part in (0, 1))
-        print(f"| {name} | {1 / step:.1f} | {speed:.2f} | {first:.2f} | {start:.2f} | {BESIDE.get(name, '')} |")
+        print(f"| {name} | {1 / step:.1f} | {speed:.2f} | {first:.2f} | {start:.2f} | {beside} |")
 
 
 if __name__ == "__main__":

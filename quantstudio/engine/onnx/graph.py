@@ -2,14 +2,16 @@
 
 One graph serves prompts and single tokens: `hidden` goes in, `[1, tokens, features]` in fp32, and the logits of those
 tokens come out whose places `wanted` lists. Keys and values lie in buffers that are input and output at once, so the
-attention operator writes what is new in place. Weights are named here and handed over apart from the graph, in memory,
-because a graph with its weights inside may not exceed 2 GB.
+attention operator writes what is new in place. Weights go to a file beside the graph, one after the other as they come:
+the library maps that file, and lets go of each weight once it has its own form of it, so the model is in memory once.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ OPSET, CONTRIBUTED = 21, "com.microsoft"
 IR_VERSION = 10
 INT8_ACTIVATIONS = 4
 """`accuracy_level` of MatMulNBits: activations rounded to int8, several times as fast as without."""
+_WEIGHTS = "weights.bin"
 _INLINE_BYTES = 128
 """Smaller constants stand in the graph, where its optimizer can see them."""
 
@@ -59,12 +62,12 @@ class Layer:
     key_norm: torch.Tensor | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Graph:
-    """A graph as bytes, and the constants that it only names."""
+    """A written graph: its file, and how many bytes the weights beside it have."""
 
-    model: bytes
-    constants: dict[str, Array] = field(default_factory=dict)
+    path: Path
+    nbytes: int
 
 
 def key_name(layer: int) -> str:
@@ -78,16 +81,19 @@ def value_name(layer: int) -> str:
 
 
 class GraphWriter:
-    """Writes a decoder: `layer` for each in order, then `finish`. What was written need not be kept."""
+    """Writes a decoder into a folder: `layer` for each in order, then `finish`. What was written need not be kept.
 
-    def __init__(self, shape: Shape) -> None:
+    Raises OSError when the disk fails.
+    """
+
+    def __init__(self, shape: Shape, folder: Path) -> None:
         from onnx import TensorProto, helper
 
         self._helper, self._types = helper, TensorProto
         self._shape = shape
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
-        self._constants: dict[str, Array] = {}
+        self._folder, self._end = folder, 0
         self._inputs = [
             self._value("hidden", [1, "tokens", shape.features]),
             self._value("last_position", [1], TensorProto.INT32),
@@ -122,7 +128,9 @@ class GraphWriter:
         graph = self._helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, self._initializers)
         opsets = [self._helper.make_opsetid("", OPSET), self._helper.make_opsetid(CONTRIBUTED, 1)]
         model = self._helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-        return Graph(model.SerializeToString(), self._constants)
+        path = self._folder / "decoder.onnx"
+        path.write_bytes(model.SerializeToString())
+        return Graph(path, self._end)
 
     def _norm(self, name: str, weight: torch.Tensor) -> str:
         """Norm of the stream, to which the last product is added on the way."""
@@ -224,10 +232,20 @@ class GraphWriter:
             proto.raw_data = array.tobytes()
         else:
             proto.data_location = self._types.EXTERNAL
-            proto.external_data.add(key="location", value="memory")
-            self._constants[name] = array
+            place = {"location": _WEIGHTS, "offset": self._write(array), "length": array.nbytes}
+            for key, value in place.items():
+                proto.external_data.add(key=key, value=str(value))
         self._initializers.append(proto)
         return name
+
+    def _write(self, array: Array) -> int:
+        """Append to the file of weights, where a page of memory begins. Returns the place."""
+        place = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        with (self._folder / _WEIGHTS).open("r+b" if self._end else "wb") as file:
+            file.seek(place)
+            file.write(array.data)
+        self._end = place + array.nbytes
+        return place
 
     def _value(self, name: str, shape: Sequence[int | str], kind: int | None = None) -> Any:
         return self._helper.make_tensor_value_info(name, self._types.FLOAT if kind is None else kind, shape)

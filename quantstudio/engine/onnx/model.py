@@ -1,23 +1,31 @@
-"""A quantized model on ONNX Runtime: from our folder to a session, with nothing prepared on disk.
+"""A quantized model on ONNX Runtime: from our folder to a session.
 
-Codes are repacked while they are read, a second for a 0.5B model, so there is no second copy of the model to keep in
-step with the first. Activations are rounded to int8 inside the products, which the scheme may not say; what that
+Codes are repacked when the model is loaded, a second for 0.5B, so no second copy of it has to be kept in step with the
+first. Activations are rounded to int8 inside the products, which the scheme may not say; what that
 costs is measured by whoever chooses this engine.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from quantstudio.core.disk import disk_problem
 from quantstudio.core.engines import ONNX_RUNTIME
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
+from quantstudio.core.paths import data_home
 from quantstudio.core.result import KernelUse
 from quantstudio.core.safety import require_safe
 from quantstudio.core.schemes import WeightSpec
@@ -92,15 +100,17 @@ def load_onnx(folder: Path, reporter: Reporter) -> OnnxModel:
     model = empty_model(config)
     weights = _Weights(folder, model, reporter)
     shape = _shape(config, model)
-    graph = _graph(shape, model, weights)
-    count, nbytes = weights.products, sum(array.nbytes for array in graph.constants.values())
+    count, embedding, rotary = weights.products, weights.embedding, model.model.rotary_emb
+    with _workspace() as workspace:
+        graph = _graph(shape, model, weights, workspace)
+        del weights
+        session = _session(graph.path, torch.get_num_threads())
     tokenizer = load_tokenizer(folder)
-    embedding, rotary = weights.embedding, model.model.rotary_emb
-    del weights
-    session = _session(graph, torch.get_num_threads())
     context = int(config.max_position_embeddings)
     ends = end_tokens(model, tokenizer)
-    return OnnxModel(session, embedding, rotary, shape, context, tokenizer, folder, {ONNX_RUNTIME: count}, ends, nbytes)
+    return OnnxModel(
+        session, embedding, rotary, shape, context, tokenizer, folder, {ONNX_RUNTIME: count}, ends, graph.nbytes
+    )
 
 
 def _why_not_model(model: PreTrainedModel) -> str:
@@ -192,8 +202,8 @@ def _shape(config: PretrainedConfig, model: PreTrainedModel) -> Shape:
     )
 
 
-def _graph(shape: Shape, model: PreTrainedModel, weights: _Weights) -> Graph:
-    writer = GraphWriter(shape)
+def _graph(shape: Shape, model: PreTrainedModel, weights: _Weights, folder: Path) -> Graph:
+    writer = GraphWriter(shape, folder)
     for index in range(shape.layers):
         at = f"model.layers.{index}"
         attention, mlp = f"{at}.self_attn", f"{at}.mlp"
@@ -215,13 +225,30 @@ def _graph(shape: Shape, model: PreTrainedModel, weights: _Weights) -> Graph:
     return writer.finish(weights.vector("model.norm"), weights.product(head))
 
 
-def _session(graph: Graph, threads: int) -> Any:
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    """A folder for the graph and its weights, which the library needs only while it loads them.
+
+    Where a mapped file cannot be removed (Windows), the next model that is loaded removes what ended processes left.
+    """
+    home = data_home() / "onnx"
+    for old in home.glob("*-*"):
+        pid = old.name.partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=home, prefix=f"{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise disk_problem(error) or error from error
+
+
+def _session(graph: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in graph.constants.items()}
-    options.add_external_initializers(list(values), list(values.values()))
-    return onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

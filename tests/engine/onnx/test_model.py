@@ -1,14 +1,18 @@
 """Whole models on ONNX Runtime against the same models on torch, dequantized."""
 
+import errno
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from quantstudio.core.errors import Cancelled, ModelUnsupported
+from quantstudio.core.errors import Cancelled, DiskProblem, ModelUnsupported
 from quantstudio.core.model_info import read_model_info
-from quantstudio.core.paths import starter_model
+from quantstudio.core.paths import data_home, starter_model
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
 from quantstudio.core.schemes import W2A16, W4A16, W8A8, W8A16
@@ -150,6 +154,25 @@ def test_a_prompt_is_left_soon_after_stop_and_the_next_one_is_read(starter):
         read_again_and_again(sequence, ids, stop)
     sequence.start(1000)
     assert torch.equal(sequence.read(ids[:30], None), expected)
+
+
+def test_nothing_stays_on_disk_and_what_dead_processes_left_goes(starter):
+    home = data_home() / "onnx"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (home / f"{dead.pid}-left").mkdir(parents=True)
+    load_onnx(starter.folder, silent())
+    assert list(home.iterdir()) == []
+
+
+def test_a_full_disk_is_said_to_be_full(starter, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskProblem):
+        load_onnx(starter.folder, silent())
+    assert list((data_home() / "onnx").iterdir()) == []
 
 
 def test_loading_can_be_cancelled(starter):

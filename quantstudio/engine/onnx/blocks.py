@@ -19,6 +19,8 @@ from quantstudio.engine.quantized_weight import QuantizedWeight
 
 BLOCKS = (256, 128, 64, 32, 16)
 """Sizes of block that the operator has, largest first."""
+_AT_ONCE = 1 << 22
+"""Codes that are packed at once: an output head is packed without copies of its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,13 @@ def joined(parts: Sequence[Blocks]) -> Blocks | None:
 
 def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Signed int8 codes `[rows, columns]` → uint8 `[rows, ceil(columns * bits / 8)]`."""
-    unsigned = codes.view(torch.uint8) + (1 << (bits - 1))
-    if bits == 8:
-        return unsigned
-    unsigned = torch.nn.functional.pad(unsigned, (0, unsigned.shape[1] % 2))
-    return unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+    rows, columns = codes.shape
+    packed = torch.empty(rows, -(-columns * bits // 8), dtype=torch.uint8)
+    some = max(1, _AT_ONCE // max(1, columns))
+    for start in range(0, rows, some):
+        unsigned = codes[start : start + some].view(torch.uint8) + (1 << (bits - 1))
+        if bits == 4:
+            unsigned = torch.nn.functional.pad(unsigned, (0, columns % 2))
+            unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+        packed[start : start + some] = unsigned
+    return packed

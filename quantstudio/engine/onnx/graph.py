@@ -233,8 +233,8 @@ class GraphWriter:
         else:
             proto.data_location = self._types.EXTERNAL
             place = {"location": _WEIGHTS, "offset": self._write(array), "length": array.nbytes}
-            for key, value in place.items():
-                proto.external_data.add(key=key, value=str(value))
+            for key, text in place.items():
+                proto.external_data.add(key=key, value=str(text))
         self._initializers.append(proto)
         return name
 

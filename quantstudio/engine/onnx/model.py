@@ -1,8 +1,8 @@
 """A quantized model on ONNX Runtime: from our folder to a session.
 
 Codes are repacked when the model is loaded, a second for 0.5B, so no second copy of it has to be kept in step with the
-first. Activations are rounded to int8 inside the products, which the scheme may not say; what that
-costs is measured by whoever chooses this engine.
+first. Activations are rounded to int8 inside the products, which the scheme may not say; what that costs is measured
+by whoever chooses this engine.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from quantstudio.engine.kernels.embedding import Int8Embedding
 from quantstudio.engine.llama_step import FAMILY
 from quantstudio.engine.load import end_tokens, load_tokenizer
 from quantstudio.engine.load_quantized import empty_model
+from quantstudio.engine.memory import give_back_freed_memory
 from quantstudio.engine.onnx.blocks import Blocks, block_size, to_blocks
 from quantstudio.engine.onnx.graph import Graph, GraphWriter, Layer, Shape
 from quantstudio.engine.quantized_weight import QuantizedWeight
@@ -104,12 +105,14 @@ def load_onnx(folder: Path, reporter: Reporter) -> OnnxModel:
     with _workspace() as workspace:
         graph = _graph(shape, model, weights, workspace)
         del weights
+        give_back_freed_memory()
         session = _session(graph.path, torch.get_num_threads())
     tokenizer = load_tokenizer(folder)
     context = int(config.max_position_embeddings)
     ends = end_tokens(model, tokenizer)
+    kernels = {ONNX_RUNTIME: count}
     return OnnxModel(
-        session, embedding, rotary, shape, context, tokenizer, folder, {ONNX_RUNTIME: count}, ends, graph.nbytes
+        session, embedding, rotary, shape, context, tokenizer, folder, kernels, ends, bytes_per_token=graph.nbytes
     )
 
 

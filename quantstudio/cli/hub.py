@@ -240,4 +240,4 @@ def _print_details(details: ModelDetails) -> None:
 
 
 def _scheme_line(nbytes: int, problem: str) -> str:
-    return problem if problem else human_bytes(nbytes)
+    return f"{human_bytes(nbytes)} ({problem.rstrip('.')})" if problem else human_bytes(nbytes)

@@ -143,14 +143,15 @@ class LayerKind(Plain):
 
 
 class SchemeSize(Plain):
-    """What the model weighs on disk after one scheme, with the usual choices for head and embedding."""
+    """What the model weighs on disk after one scheme, with the usual choices for head and embedding, and smaller groups
+    in layers that the usual ones do not divide."""
 
     kind: str
     """Kind of the scheme in a recipe, such as `w4a16`."""
     label: str
     nbytes: int
     problem: str = ""
-    """Why it cannot be done as it is, such as a group size that does not divide some layers."""
+    """What is to be known about it, such as layers that get smaller groups; or why it cannot be done."""
 
 
 class ModelDetails(Plain):

@@ -321,6 +321,16 @@ def test_a_card_cannot_load_or_open_anything_but_web_pages(qtbot, monkeypatch):
     assert "<img" not in shown.toHtml()
 
 
+def test_a_card_s_table_has_no_empty_lines_and_what_it_says_stays(qtbot):
+    shown = StrangerText("Card")
+    qtbot.addWidget(shown)
+    shown.show_markdown("Before.\n\n| task | score |\n| --- | --- |\n| singing | 61 |\n\nAfter.\n")
+    lines = shown.toPlainText().split("\n")
+    assert [line for line in lines if line.strip()] == ["Before.", "task", "score", "singing", "61", "After."]
+    table = next(frame for frame in shown.document().rootFrame().childFrames())
+    assert table.cellAt(0, 0).firstCursorPosition().block().text() == "task"
+
+
 @pytest.mark.parametrize("evil", ["![" * 30_000, "<" * 60_000, "<!--" * 20_000, "[![a](" * 10_000, "*_" * 30_000])
 def test_a_hostile_card_is_cleaned_and_laid_out_in_the_blink_of_an_eye(qtbot, evil):
     shown = StrangerText("Card")

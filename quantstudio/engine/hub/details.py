@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantstudio.core.errors import AccessNeeded, HubRefused, QuantStudioError
+from quantstudio.core.fit import scheme_sizes
 from quantstudio.core.hub import (
     Access,
     HubFile,
@@ -20,12 +21,11 @@ from quantstudio.core.hub import (
     SchemeSize,
     pack_info,
 )
+from quantstudio.core.humanize import plural
 from quantstudio.core.jobs import DetailsJob
 from quantstudio.core.model_info import ModelInfo, read_model_info
-from quantstudio.core.plan import make_plan, misfit_sentences
-from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.safety import check_folder
-from quantstudio.core.schemes import SCHEMES, fitting_group_sizes
+from quantstudio.core.schemes import fitting_group_sizes
 from quantstudio.engine.hub.answers import read_base_model, read_commit, read_summary
 from quantstudio.engine.hub.api import HubApi
 from quantstudio.engine.hub.cache import blob_path
@@ -144,7 +144,7 @@ def _from_info(info: ModelInfo, model: str) -> dict[str, Any]:
         "context_length": info.context_length,
         "parts": tuple(_parts(info)),
         "layer_kinds": tuple(_layer_kinds(info)),
-        "schemes": tuple(_schemes(info, model)),
+        "schemes": tuple(_schemes(info)),
         "packed_info": pack_info(info),
     }
 
@@ -180,15 +180,12 @@ def _layer_kinds(info: ModelInfo) -> Iterable[LayerKind]:
     ]
 
 
-def _schemes(info: ModelInfo, model: str) -> Iterable[SchemeSize]:
-    for scheme in SCHEMES:
-        recipe = Recipe(model=ModelSection(id=model), scheme=scheme())
-        plan = make_plan(info, recipe)
-        problem = " ".join(misfit_sentences(plan.misfits))
+def _schemes(info: ModelInfo) -> Iterable[SchemeSize]:
+    for kind, label, nbytes, smaller in scheme_sizes(info):
+        problem = f"{plural(smaller, 'layer')} in smaller groups: the usual ones do not divide the rows."
         if info.quantized:
             problem = f"The model is quantized already ({info.quantized})."
-        label = recipe.scheme.weight_spec().label
-        yield SchemeSize(kind=recipe.scheme.kind, label=label, nbytes=plan.sizes.total, problem=problem)
+        yield SchemeSize(kind=kind, label=label, nbytes=nbytes, problem=problem if smaller or info.quantized else "")
 
 
 def _quantizations(model: str, api: HubApi) -> tuple[ModelSummary, ...]:

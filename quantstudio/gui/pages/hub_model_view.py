@@ -127,7 +127,7 @@ class HubModelView(QWidget):
 
     def _output_bytes(self, details: ModelDetails) -> int:
         """Room for a first result, where runs lie on the same disk as the download."""
-        smallest = min((scheme.nbytes for scheme in details.schemes if not scheme.problem), default=0)
+        smallest = min((scheme.nbytes for scheme in details.schemes), default=0)
         same = _device(hub_cache()) == _device(self.context.settings.runs_path)
         return smallest + COMPANION_BYTES if smallest and same else 0
 

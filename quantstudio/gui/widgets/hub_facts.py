@@ -123,7 +123,7 @@ class FitTab(QWidget):
                     scheme.label,
                     human_bytes(scheme.nbytes),
                     times,
-                    tr("some layers need another group size") if scheme.problem else "",
+                    tr("smaller groups in some layers") if scheme.problem else "",
                 )
             )
         tips = ["", *(wrapped(scheme.problem) if scheme.problem else "" for scheme in details.schemes)]

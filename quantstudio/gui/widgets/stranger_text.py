@@ -10,13 +10,14 @@ import re
 from typing import Any
 
 from PySide6.QtCore import QUrl
-from PySide6.QtGui import QDesktopServices, QTextDocument
+from PySide6.QtGui import QDesktopServices, QTextBlockFormat, QTextCursor, QTextDocument, QTextTable
 from PySide6.QtWidgets import QFrame, QTextBrowser
 
 from quantstudio.gui.language import tr
 
 MAX_SHOWN = 60_000
 MAX_LINE = 4_000
+PARAGRAPH_SPACE = 8
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _COMMENT = re.compile(r"<!--.*?(-->|\Z)", re.DOTALL)
 _HIDDEN = re.compile(r"<(script|style|svg|iframe|object)\b.*?(</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -43,11 +44,34 @@ class StrangerText(QTextBrowser):
         """Show a card."""
         features = QTextDocument.MarkdownFeature.MarkdownDialectGitHub | QTextDocument.MarkdownFeature.MarkdownNoHTML
         self.document().setMarkdown(without_html(text), features)
+        _space_out(self.document())
         self.moveCursor(self.textCursor().MoveOperation.Start)
 
     def loadResource(self, kind: int, name: QUrl | str) -> Any:  # noqa: N802 - Qt's name
         """Nothing: neither from the network nor from the disk."""
         return None
+
+
+def _space_out(document: QTextDocument) -> None:
+    """Put space around tables and under paragraphs, which Qt's Markdown leaves to none, and lines between cells."""
+    block = document.begin()
+    while block.isValid():
+        if QTextCursor(block).currentTable() is None:
+            cursor, space = QTextCursor(block), QTextBlockFormat()
+            space.setBottomMargin(max(block.blockFormat().bottomMargin(), PARAGRAPH_SPACE))
+            cursor.mergeBlockFormat(space)
+        block = block.next()
+    for frame in document.rootFrame().childFrames():
+        if isinstance(frame, QTextTable):
+            look = frame.format()
+            look.setBorderCollapse(True)
+            look.setCellPadding(4)
+            look.setTopMargin(PARAGRAPH_SPACE)
+            look.setBottomMargin(PARAGRAPH_SPACE)
+            frame.setFormat(look)
+            first = frame.cellAt(0, 0).firstCursorPosition()
+            if not first.block().text() and first.block().next().isValid():
+                first.deleteChar()  # Qt begins a table with an empty line in its first cell
 
 
 def open_web(url: QUrl) -> bool:

@@ -8,6 +8,9 @@ from quantstudio.core.errors import HubAnswerUnusable, HubRefused
 from quantstudio.core.hub import Access, SearchQuery, Sort
 from quantstudio.core.jobs import DetailsJob
 from quantstudio.core.model_info import read_model_info
+from quantstudio.core.plan import make_plan
+from quantstudio.core.recipe import LayersSection, OnMisfit, Recipe
+from quantstudio.core.schemes import W4A16
 from quantstudio.engine.hub.answers import read_summary
 from quantstudio.engine.hub.api import HubApi
 from quantstudio.engine.hub.connection import save_token
@@ -118,6 +121,19 @@ def test_details_say_what_the_folder_will_say(hub, make_llama, api, tmp_path):
     wanted = {file.path for file in details.files if file.needed}
     assert "modeling_evil.py" not in wanted
     assert details.total_bytes == sum(file.size for file in details.files if file.needed)
+
+
+def test_sizes_are_those_of_what_a_run_would_write_where_groups_do_not_fit(hub, make_llama, api):
+    """Rows of 96 weights: groups of 128 do not divide them, so layers get 48, and the size is that of 4 bits all the
+    same, not that of layers which stay."""
+    make_llama(hidden=96)
+    details = look_at(DetailsJob(model="ada/small"), api())
+    info = details.model_info()
+    found = {scheme.kind: scheme for scheme in details.schemes}
+    recipe = Recipe(scheme=W4A16(), layers=LayersSection(on_misfit=OnMisfit.SMALLER))
+    assert found["w4a16"].nbytes == make_plan(info, recipe).sizes.total < 0.5 * info.nbytes
+    assert "smaller groups" in found["w4a16"].problem
+    assert not found["w8a16"].problem
 
 
 def test_details_do_not_fetch_weights(hub, make_llama, api):

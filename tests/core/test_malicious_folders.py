@@ -174,6 +174,38 @@ def test_there_are_seventeen_at_least_and_none_has_run(verdicts):
     assert not verdicts[1].exists()
 
 
+def test_the_window_lists_them_with_their_reasons_and_goes_on_meanwhile(
+    tmp_path, model_maker, qapp, qtbot, monkeypatch
+):
+    """The look that fills the library, on all of them at once; the window's loop turns while it is under way."""
+    from PySide6.QtCore import QTimer
+
+    from quantstudio.client.library_scan import LibraryScan
+    from quantstudio.core.settings import Settings
+
+    for name, place in (("QUANTSTUDIO_HOME", "home"), ("HF_HOME", "hf")):
+        monkeypatch.setenv(name, str(tmp_path / place))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    make = model_maker(tmp_path / "folders")
+    for name, (change, _, _) in FOLDERS.items():
+        change(make, make(name), tmp_path / "executed")
+    turns = []
+    beat = QTimer()
+    beat.timeout.connect(lambda: turns.append(len(turns)))
+    beat.start(5)
+    scan = LibraryScan()
+    with qtbot.waitSignal(scan.found, timeout=30_000):
+        scan.refresh(Settings(model_folders=(str(tmp_path / "folders"),)))
+    beat.stop()
+    scan.shutdown()
+    listed = {model.name: model.error for model in scan.models if model.path.parent.name == "folders"}
+    refused = {name for name, (_, kind, _) in FOLDERS.items() if kind}
+    assert refused <= listed.keys()
+    assert all(listed.values())
+    assert turns
+    assert not (tmp_path / "executed").exists()
+
+
 def test_code_beside_a_model_is_said_and_never_run(make_model, tmp_path):
     from quantstudio.core.model_info import read_model_info
     from quantstudio.core.safety import check_folder

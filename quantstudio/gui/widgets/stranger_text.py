@@ -10,7 +10,15 @@ import re
 from typing import Any
 
 from PySide6.QtCore import QUrl
-from PySide6.QtGui import QDesktopServices, QTextBlockFormat, QTextCursor, QTextDocument, QTextTable
+from PySide6.QtGui import (
+    QDesktopServices,
+    QFont,
+    QTextBlockFormat,
+    QTextCharFormat,
+    QTextCursor,
+    QTextDocument,
+    QTextTable,
+)
 from PySide6.QtWidgets import QFrame, QTextBrowser
 
 from quantstudio.gui.language import tr
@@ -72,6 +80,15 @@ def _space_out(document: QTextDocument) -> None:
             first = frame.cellAt(0, 0).firstCursorPosition()
             if not first.block().text() and first.block().next().isValid():
                 first.deleteChar()  # Qt begins a table with an empty line in its first cell
+                _make_bold(first)
+
+
+def _make_bold(start: QTextCursor) -> None:
+    """The rest of the paragraph, which took its look from the empty line before it."""
+    bold = QTextCharFormat()
+    bold.setFontWeight(QFont.Weight.Bold)
+    start.movePosition(QTextCursor.MoveOperation.EndOfBlock, QTextCursor.MoveMode.KeepAnchor)
+    start.mergeCharFormat(bold)
 
 
 def open_web(url: QUrl) -> bool:

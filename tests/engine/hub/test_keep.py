@@ -224,6 +224,12 @@ def test_the_token_is_seen_nowhere(hub, make_llama, connect, listener, tmp_path,
     shown = capfd.readouterr()
     texts = [child.stdout, child.stderr, out.decode(), err.decode(), shown.out, shown.err, caplog.text]
     texts += [commands.decode(), repr(connect()), str(listener.messages)]
+    # A run whose model may not be had: recipe, events, log and error of its folder.
+    run = [*CHILD, "quantize", "ada/small", "--model.revision", "v9"]
+    failed = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert list((tmp_path / "home" / "runs").glob("*/events.jsonl"))
+    texts += [failed.stdout, failed.stderr]
     assert not [text for text in texts if secret in text]
     for path in tmp_path.rglob("*"):
         if path.is_file() and path != token_file():

@@ -20,7 +20,7 @@ from quantstudio.gui.widgets.stranger_text import StrangerText, open_web, withou
 
 GB = 10**9
 TOKEN = "hf_goodgoodgoodgood"
-PATIENCE = 20_000
+PATIENCE = 60_000
 
 
 @pytest.fixture

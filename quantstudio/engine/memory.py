@@ -36,14 +36,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_REUSED)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
-def give_back_freed_memory() -> bool:
-    """Return everything that is free in this process to the system. Returns whether there is a glibc to ask."""
-    gc.collect()  # models and their training lie in circles of references
-    if sys.platform != "linux":
-        return False
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return False
-    trim(0)
-    return True
+def give_back_freed_memory() -> None:
+    """Give back also what lies unused in circles of references, as models and their training do; between phases."""
+    gc.collect()
+    trim_freed_memory()

@@ -28,7 +28,8 @@ from quantstudio.core.usage import mark_used
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import PROMPT_CHUNK, Generator, Stats
 from quantstudio.engine.load import load_model, resolve_device
-from quantstudio.engine.onnx.model import OnnxModel, load_onnx, why_not
+from quantstudio.engine.onnx.model import OnnxModel, load_onnx
+from quantstudio.engine.onnx.support import why_not
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.sequence import Running
 

@@ -257,7 +257,7 @@ def _other_engine(
     spec: MeasureSpec, own: Performance, reporter: Reporter, no_quality: Callable[[], None]
 ) -> EngineTrial | None:
     """The same model on ONNX Runtime: when asked for, or when it is slow enough on torch for a person to notice."""
-    from quantstudio.engine.onnx.model import is_installed, why_not
+    from quantstudio.engine.onnx.support import is_installed, why_not
 
     asked = spec.machine.engine == ONNX_RUNTIME
     worth = spec.machine.engine == "auto" and is_installed() and own.decode_tps.median < FAST_ENOUGH

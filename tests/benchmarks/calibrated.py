@@ -30,7 +30,8 @@ from quantstudio.core.recipe import MachineSection, MeasureSection, ModelSection
 from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.recipe_method import AnyMethod, Awq, Gptq, Hqq, RoundToNearest, SmoothQuant
 from quantstudio.core.schemes import W2A8, W2A16, W3A8, W3A16, W4A8, W4A16, W8A8, W8A16, AnyScheme
-from quantstudio.engine.data.prepare import PreparedData, prepare_data
+from quantstudio.engine.data.prepare import prepare_data
+from quantstudio.engine.data.prepared import PreparedData
 from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.measure.bootstrap import BlockSums, draw_totals, percentile_interval
 from quantstudio.engine.measure.quality import block_sums, quality_windows, score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from quantstudio.core.disk import write_atomically
 from quantstudio.core.errors import DataUnusable
 from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.result import DataSummary
+from quantstudio.engine.data.prepared import PreparedData, fingerprint
 from quantstudio.engine.data.sources import identity
-
-if TYPE_CHECKING:
-    from quantstudio.engine.data.prepare import PreparedData
 
 VERSION = 1
 _PARTS = ("calibration", "training", "training_mask", "held_out", "held_out_mask")
@@ -38,8 +36,6 @@ def place(folder: Path, section: DataSection, tokenizer: Any, seed: int) -> Path
 
 def load(path: Path) -> dict[str, Any] | None:
     """The fields of `PreparedData`; None when there is no such file or it is damaged."""
-    from quantstudio.engine.data.prepare import fingerprint
-
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in _PARTS}

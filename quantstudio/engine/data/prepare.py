@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from quantstudio.engine.data import cache as kept
 from quantstudio.engine.data.document import Source, Warn, refuse
 from quantstudio.engine.data.layout import Layout
 from quantstudio.engine.data.pack import Packed, Packer, cut_passages
+from quantstudio.engine.data.prepared import PreparedData, fingerprint
 from quantstudio.engine.data.sources import open_source
 from quantstudio.engine.data.splits import connect, draw
 from quantstudio.engine.data.tokenize import Blocks, tokenize
@@ -24,22 +23,6 @@ from quantstudio.engine.reporter import Reporter
 
 _FEWEST = 3
 """Sequences without which there is nothing to split."""
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """Sequences of token ids, int64 `[sequences, sequence_length]`, and bool masks of the same shape.
-
-    A mask says which tokens count for the loss: all of plain text, in conversations the answers or all, never a start
-    token that was put before a sequence. There may be fewer sequences than asked for (with a warning), never none.
-    """
-
-    calibration: torch.Tensor
-    training: torch.Tensor
-    training_mask: torch.Tensor
-    held_out: torch.Tensor
-    held_out_mask: torch.Tensor
-    summary: DataSummary
 
 
 def prepare_data(
@@ -132,15 +115,6 @@ def _as_tensors(
         held_out_mask=torch.from_numpy(held_out.mask),
         summary=summary,
     )
-
-
-def fingerprint(*parts: NDArray[np.int32]) -> str:
-    """sha256 over the shapes and every token (little-endian int32) of calibration, training and held-out sequences."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part.shape).encode())
-        digest.update(np.ascontiguousarray(part, "<i4").data)
-    return digest.hexdigest()
 
 
 def _long(ids: NDArray[np.int32]) -> torch.Tensor:

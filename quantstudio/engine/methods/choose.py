@@ -15,7 +15,7 @@ from quantstudio.engine.reporter import Reporter
 
 if TYPE_CHECKING:
     from quantstudio.engine.chosen import Chosen
-    from quantstudio.engine.data.prepare import PreparedData
+    from quantstudio.engine.data.prepared import PreparedData
 
 DATA, TRAIN, CALIBRATE, FIT = "data", "train", "calibrate", "fit"
 PHASES = {DATA: "Reading text", TRAIN: "Training", CALIBRATE: "Calibrating", FIT: "Fitting grids"}

@@ -35,7 +35,7 @@ from quantstudio.engine.train.student import Student, Training, make_student
 from quantstudio.engine.train.trainer import Diverged, Place, QatTrainer
 
 if TYPE_CHECKING:
-    from quantstudio.engine.data.prepare import PreparedData
+    from quantstudio.engine.data.prepared import PreparedData
 
 ATTEMPTS = 4
 """The first, and three with half the learning rate of the one before."""

@@ -20,8 +20,9 @@ from quantstudio.engine.generate import Generator
 from quantstudio.engine.interrupt import Interrupted
 from quantstudio.engine.load import load_model
 from quantstudio.engine.onnx import graph
-from quantstudio.engine.onnx.model import load_onnx, why_not
+from quantstudio.engine.onnx.model import load_onnx
 from quantstudio.engine.onnx.sequence import OnnxSequence
+from quantstudio.engine.onnx.support import why_not
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import Reporter, silent
 
@@ -208,5 +209,5 @@ def test_an_original_is_refused(tmp_path):
 
 
 def test_without_the_library_the_reason_says_how_to_get_it(starter, monkeypatch):
-    monkeypatch.setattr("quantstudio.engine.onnx.model.find_spec", lambda name: None)
+    monkeypatch.setattr("quantstudio.engine.onnx.support.find_spec", lambda name: None)
     assert "quantstudio[onnx]" in why_not(starter.folder)

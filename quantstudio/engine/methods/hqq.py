@@ -14,6 +14,16 @@ held-out pieces of the built-in books, rounded to nearest, p = 0.7, 2, 3, 4:
 For p above 1 the half-quadratic step takes its multiplicative form, iteratively reweighted least squares (Geman and
 Reynolds, 1992). It starts from a search over widths, and each group keeps the best grid it has met, so that in this
 norm no group ends worse than rounded to nearest.
+
+A norm of weight errors stands for the model's loss only roughly. Where it falls by little, the loss may well rise; so
+with 3 and 4 bits a group leaves the grid of rounding to nearest only for a norm below 0.7 of what it was. The same
+measure on 64 sequences of 512 tokens, and what leaving for any gain, or below 0.7, adds to it (95 %):
+
+                nearest  for any gain                    below 0.7
+    W4 g128     0.0410   +0.0007 (0.0000 to 0.0013)      -0.0006 (-0.0008 to -0.0003)
+    W3 g128     0.1939   -0.0226 (-0.0266 to -0.0187)    -0.0160 (-0.0192 to -0.0128)
+    W3 g32      0.1277   +0.0002 (-0.0017 to 0.0021)     -0.0080 (-0.0093 to -0.0067)
+    W2 g32      0.8389   -0.056 (-0.074 to -0.041)       +0.011 (-0.005 to 0.026)
 """
 
 from __future__ import annotations
@@ -35,6 +45,9 @@ from quantstudio.engine.safetensors_io import CheckpointReader
 
 NORM = 4.0
 ROUNDS = 10
+TAKEN_BELOW = {2: 1.0}
+TAKEN_BELOW_ELSE = 0.7
+"""A group's grid is taken when its distance is below this share of that of rounding to nearest, by bits."""
 CHUNK_WEIGHTS = 1 << 22
 
 
@@ -73,13 +86,16 @@ def _some_rows(weight: torch.Tensor, spec: WeightSpec) -> QuantizedWeight:
         return best.weight(weight)
     rows, groups = best.scales.shape
     grouped = weight.view(rows, groups, -1)
-    least = _distance(grouped, best)
+    nearest, plain = replace(best), _distance(grouped, best)
+    least = plain
     for grid in candidates(grouped, spec):
         least = _take_better(best, least, grid, grouped)
     grid = replace(best)
     for _ in range(ROUNDS):
         grid.scales = _fitted(grouped, grid)
         least = _take_better(best, least, grid, grouped)
+    share = TAKEN_BELOW.get(spec.bits, TAKEN_BELOW_ELSE)
+    _put(best, least >= share * plain, nearest)
     return best.weight(weight)
 
 
@@ -95,10 +111,14 @@ def _take_better(best: Grid, least: torch.Tensor, grid: Grid, grouped: torch.Ten
     """Put the groups in which `grid` is better into `best`; returns the smallest distances."""
     distance = _distance(grouped, grid)
     better = distance < least
-    best.scales = torch.where(better, grid.scales, best.scales)
-    if best.zeros is not None and grid.zeros is not None:
-        best.zeros = torch.where(better, grid.zeros, best.zeros)
+    _put(best, better, grid)
     return torch.where(better, distance, least)
+
+
+def _put(best: Grid, where: torch.Tensor, grid: Grid) -> None:
+    best.scales = torch.where(where, grid.scales, best.scales)
+    if best.zeros is not None and grid.zeros is not None:
+        best.zeros = torch.where(where, grid.zeros, best.zeros)
 
 
 def _distance(grouped: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -7,13 +7,14 @@ killed run goes on from the last checkpoint, with the same result as if it had n
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from quantstudio.core.errors import RecipeError, TrainingDiverged
+from quantstudio.core.errors import QuantStudioError, RecipeError, TrainingDiverged
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import Recipe
@@ -21,6 +22,7 @@ from quantstudio.core.recipe_method import FineTune, Qat
 from quantstudio.core.run_store import WORK
 from quantstudio.engine.architecture import Architecture, inspect_architecture
 from quantstudio.engine.chosen import Chosen
+from quantstudio.engine.kernels.registry import REFERENCE as REFERENCE_KERNELS
 from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.train.adapter import save_adapter
@@ -30,6 +32,7 @@ from quantstudio.engine.train.evaluate import held_out_score
 from quantstudio.engine.train.fit import fit, set_recompute
 from quantstudio.engine.train.follow import Follower, Judge
 from quantstudio.engine.train.objective import Lesson
+from quantstudio.engine.train.rivals import calibrated_rivals
 from quantstudio.engine.train.settings import Settings, settle
 from quantstudio.engine.train.student import Student, Training, make_student
 from quantstudio.engine.train.trainer import Diverged, Place, QatTrainer
@@ -59,6 +62,7 @@ class Course:
     teacher: LoadedModel
     data: PreparedData
     run_folder: Path
+    rivals: Mapping[str, Path]
     reporter: Reporter
 
     def student(self) -> Student:
@@ -91,8 +95,9 @@ def train_weights(
         return chosen
     teacher = load_model(info.path, recipe.machine.device, reporter)
     settings = settle(recipe.method, info, plan, data.training.shape[1], recipe.machine.seed)
+    rivals = calibrated_rivals(recipe, run_folder.parent) if settings.rounds else {}
     course = Course(
-        info, plan, inspect_architecture(info), recipe.method, settings, teacher, data, run_folder, reporter
+        info, plan, inspect_architecture(info), recipe.method, settings, teacher, data, run_folder, rivals, reporter
     )
     checkpoints = Checkpoints(work / _TRAINING)
     _attempts(course, checkpoints)
@@ -152,6 +157,18 @@ def _reference(course: Course) -> None:
     text_alone = replace(course.settings.objective, distil=0.0, cross_entropy=1.0)
     original = held_out_score(course.teacher.model, None, ids, labels, text_alone)
     course.reporter.metric("reference/original", original.perplexity)
+    scores: dict[str, float] = {}
+    for kind, folder in course.rivals.items():
+        course.reporter.check_cancel()
+        try:
+            rival = load_model(folder, course.teacher.device, course.reporter, REFERENCE_KERNELS)
+        except QuantStudioError as error:  # it is of no use here; the training does not depend on it
+            course.reporter.log(f"{folder} is no line in the chart: {error}")
+            continue
+        scores[kind] = held_out_score(rival.model, None, ids, labels, text_alone).perplexity
+    if scores:
+        best = min(scores, key=scores.__getitem__)
+        course.reporter.metric(f"reference/{best}", scores[best])
 
 
 def _fitted(course: Course, lesson: Lesson, state: TrainingState) -> TrainingState:

@@ -133,6 +133,14 @@ def test_the_same_recipe_twice_gives_the_same_bytes(tiny_folder, carry_out, sche
     assert found == fingerprints(other / "model")
 
 
+def test_how_the_model_is_run_does_not_change_its_bytes(tiny_folder, carry_out):
+    """Kernels are chosen by a race; what is saved must not know who won it."""
+    _, folder, _ = carry_out(recipe_for(tiny_folder))
+    machine = MachineSection(device="cpu", threads=1, kernel="dequantized", kv_cache="int8")
+    _, other, _ = carry_out(recipe_for(tiny_folder, machine=machine))
+    assert fingerprints(folder / "model") == fingerprints(other / "model")
+
+
 def test_without_measuring_there_is_a_model_and_no_claim(tiny_folder, carry_out):
     message, folder, sent = carry_out(recipe_for(tiny_folder))
     check_model(folder / "model")

@@ -17,8 +17,9 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from quantstudio.core.recipe import KvCache
 
@@ -93,6 +94,19 @@ class _Int8Buffer:
         (keys, values), (key_scales, value_scales) = self._codes.view(first), self._scales.view(first)
         return keys.to(key_scales.dtype).mul_(key_scales), values.to(value_scales.dtype).mul_(value_scales)
 
+    def attend(self, rows: torch.Tensor, first: int, scale: float) -> torch.Tensor:
+        """What `rows` `[1, heads, group, head size]` see from position `first` on, in the same shape.
+
+        Scales go on scores and weights, which are few, instead of on keys and values. In fp32 throughout: for products
+        in bf16 a new program is made for every length, that is for every token. One thread, a token with its attention
+        over 2,048 positions, with dequantizing → like this (bf16): 14 heads on 2, 457 → 309 µs (236); 32 on 8, 1,334 →
+        677 (594); 16 on 16, 3,608 → 808 (2,288).
+        """
+        (keys, values), (key_scales, value_scales) = self._codes.view(first), self._scales.view(first)
+        scores = torch.bmm(rows[0].float().mul_(scale), keys[0].float().transpose(1, 2))
+        shares = scores.mul_(key_scales[0].transpose(1, 2)).softmax(-1).mul_(value_scales[0].transpose(1, 2))
+        return torch.bmm(shares, values[0].float()).to(rows.dtype).unsqueeze(0)
+
     def bytes_per_position(self) -> int:
         return self._codes.bytes_per_position() + self._scales.bytes_per_position()
 
@@ -126,11 +140,19 @@ class _FullLayer(DynamicLayer):
         super().__init__()
         self._buffer = buffer
 
+    @property
+    def buffer(self) -> _Buffer | _Int8Buffer:
+        return self._buffer
+
+    def add(self, key_states: torch.Tensor, value_states: torch.Tensor) -> int:
+        """Keep these; the first position that they see."""
+        self._buffer.append(key_states, value_states)
+        return 0
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._buffer.append(key_states, value_states)
-        return self._buffer.view(0)
+        return self._buffer.view(self.add(key_states, value_states))
 
     def cut(self, length: int) -> None:
         """Forget what comes after the first `length` positions."""
@@ -150,13 +172,21 @@ class _SlidingLayer(DynamicSlidingWindowLayer):
         super().__init__(sliding_window=sliding_window)
         self._buffer = buffer
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def buffer(self) -> _Buffer | _Int8Buffer:
+        return self._buffer
+
+    def add(self, key_states: torch.Tensor, value_states: torch.Tensor) -> int:
+        """Keep these; the first position that they see."""
         first = max(self._buffer.used - self.sliding_window + 1, 0)
         self._buffer.append(key_states, value_states)
         self.cumulative_length = self._buffer.used
-        return self._buffer.view(first)
+        return first
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._buffer.view(self.add(key_states, value_states))
 
     def cut(self, length: int) -> None:
         """Forget what comes after the first `length` positions."""
@@ -165,6 +195,22 @@ class _SlidingLayer(DynamicSlidingWindowLayer):
 
     def bytes_per_position(self) -> int:
         return self._buffer.bytes_per_position()
+
+
+def attend_one(
+    layer: CacheLayerMixin, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Add one token's `keys` and `values` `[1, heads, 1, head size]`; what its queries see of all there is.
+
+    `rows`: the queries `[1, heads, group, head size]`, each head's group beside it; the result has that shape.
+    """
+    if isinstance(layer, _FullLayer | _SlidingLayer) and isinstance(layer.buffer, _Int8Buffer):
+        return layer.buffer.attend(rows, layer.add(keys, values), scale)
+    all_keys, all_values = layer.update(keys, values)
+    group = rows.shape[2]
+    if group == 1:
+        rows = rows.expand(-1, -1, 2, -1)  # the operator is slow on a single row: see `attention`
+    return nn.functional.scaled_dot_product_attention(rows, all_keys, all_values, scale=scale)[:, :, :group]
 
 
 def cut(kv_cache: Cache, length: int) -> bool:

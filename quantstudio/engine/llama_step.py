@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -26,6 +25,7 @@ from transformers.cache_utils import Cache
 
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
+from quantstudio.engine.kv_cache import attend_one
 
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
@@ -86,12 +86,9 @@ class _Layer:
         # Halves changed places; the sine brings the sign that belongs to it.
         turned = (turned * cosine).add_(turned.roll(self.head_size // 2, -1).mul_(sine))
         own = turned[heads:].view(1, shared, 1, -1), values.view(1, shared, 1, -1)
-        keys, all_values = cache.layers[index].update(*own)
         rows = turned[:heads].view(1, shared, heads // shared, -1)
-        if heads == shared:
-            rows = rows.expand(-1, -1, 2, -1)  # the operator is slow on a single row: see `attention`
-        seen = nn.functional.scaled_dot_product_attention(rows, keys, all_values, scale=self._scale)
-        hidden = hidden + self._output(seen[:, :, : heads // shared].reshape(1, -1))
+        seen = attend_one(cache.layers[index], *own, rows, self._scale)
+        hidden = hidden + self._output(seen.reshape(1, -1))
         gate_up = self._gate_up(self._inner_norm(hidden))
         inner = self._activation(gate_up[:, : self._inner]).mul_(gate_up[:, self._inner :])
         return hidden.add_(self._down(inner))

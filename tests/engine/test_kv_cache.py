@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MistralConfig
 
 from quantstudio.core.paths import starter_model
 from quantstudio.core.recipe import BuiltinText, KvCache, MeasureSection
 from quantstudio.engine.generate import Generator
-from quantstudio.engine.kv_cache import bytes_per_position, cache_argument, make_cache
+from quantstudio.engine.kv_cache import attend_one, bytes_per_position, cache_argument, make_cache
 from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.measure.quality import measure_kv_cache
 from quantstudio.engine.measure.text import read_text
@@ -120,6 +120,27 @@ def test_a_kept_prefix_is_the_one_that_was_read(tiny_model, family):
     kept = again.resume(other)
     assert again._reused == 30
     assert away(kept, Generator(loaded, INT8).prefill(other)) < 0.02
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("window", [None, 9])
+def test_attention_of_one_token_is_softmax_over_what_it_sees(group, window):
+    """Against the formula in fp64 over the numbers that the codes stand for."""
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 32}
+    config = MistralConfig(**shape, sliding_window=window)
+    layer, twin = (make_cache(config, 0, INT8).layers[0] for _ in range(2))
+    keys, values, rows = states(20), states(20, seed=1), states(group, seed=2)
+    layer.update(keys[:, :, :19], values[:, :, :19])
+    twin.update(keys[:, :, :19], values[:, :, :19])
+    found = attend_one(layer, keys[:, :, 19:], values[:, :, 19:], rows, 0.1)
+    seen_keys, seen_values = twin.update(keys[:, :, 19:], values[:, :, 19:])
+    assert seen_keys.shape[2] == (window or 20)
+    scores = rows.double() @ seen_keys.double().transpose(2, 3) * 0.1
+    expected = scores.softmax(-1) @ seen_values.double()
+    assert found.shape == rows.shape
+    # bf16 of the keys and values that are compared with, of the weights and of the result.
+    assert away(found.double(), expected) < 0.01
+    assert layer.get_seq_length() == 20
 
 
 def test_the_short_step_reads_it_like_transformers_code(tmp_path):

@@ -124,6 +124,13 @@ def _load(folders: list[Path]) -> Figures:
     return _timed(lambda: load_model(folders[0], "cpu", silent()))
 
 
+def _tokenizer_alone(folders: list[Path]) -> Figures:
+    _import_engine()
+    from quantstudio.engine.load import load_tokenizer
+
+    return _timed(lambda: load_tokenizer(folders[0]))
+
+
 def _chat(folders: list[Path], kv_cache: str = "bf16") -> Figures:
     _import_engine()
     import threading
@@ -145,6 +152,7 @@ def _chat(folders: list[Path], kv_cache: str = "bf16") -> Figures:
 TASKS: dict[str, Callable[[list[Path]], Figures]] = {
     "imports": _imports,
     "quantize": _quantize,
+    "load the tokenizer alone": _tokenizer_alone,
     "load bf16": _load,
     "load W4A16": _load,
     "chat bf16": _chat,

@@ -7,9 +7,10 @@ is read every layer looks first whether it should go on; an answer's tokens are 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -28,10 +29,36 @@ def interrupted_by(cancel: threading.Event | None, model: nn.Module) -> Iterator
         if cancel.is_set():
             raise Interrupted
 
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    hooks = [layer.register_forward_pre_hook(look) for stack in stacks for layer in stack]
+    hooks = [layer.register_forward_pre_hook(look) for layer in _layers(model)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def checked(model: nn.Module, check: Callable[[], None]) -> Iterator[None]:
+    """Call `check`, which may raise, before each layer of every pass in the body, and before each layer's gradients."""
+
+    def before(_module: nn.Module, _inputs: object) -> None:
+        check()
+
+    def after(_module: nn.Module, _inputs: object, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, torch.Tensor) and first.requires_grad:
+            first.register_hook(lambda _gradient: check())
+
+    layers = _layers(model)
+    hooks = [layer.register_forward_pre_hook(before) for layer in layers]
+    hooks += [layer.register_forward_hook(after) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for stack in stacks for layer in stack]

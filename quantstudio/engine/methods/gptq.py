@@ -55,7 +55,7 @@ def quantize_gptq(
     """
     weight = weight.to(hessian.device, torch.float32)
     damped = damp(hessian, options.damping)
-    grid = search_grid(weight, spec, damped)
+    grid = search_grid(weight, spec, damped, check)
     order = torch.arange(len(damped), device=damped.device)
     if options.act_order:
         order = torch.argsort(damped.diagonal(), descending=True, stable=True)

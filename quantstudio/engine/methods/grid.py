@@ -7,7 +7,7 @@ symmetric codes both signs of the scale, since -8…7 has one code more on one s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -81,11 +81,16 @@ def nearest_grid(weight: torch.Tensor, spec: WeightSpec) -> Grid:
     )
 
 
-def search_grid(weight: torch.Tensor, spec: WeightSpec, hessian: torch.Tensor | None = None) -> Grid:
+def search_grid(
+    weight: torch.Tensor,
+    spec: WeightSpec,
+    hessian: torch.Tensor | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Grid:
     """The grid with the smallest rounding error within each group, starting from that of rounding to nearest.
 
     `weight`: fp32 `[rows, columns]`. `hessian`: `[columns, columns]` weighs the errors; without it, all count the same.
-    With 8 bits nothing is gained, and the grid of rounding to nearest is given back.
+    With 8 bits nothing is gained, and the grid of rounding to nearest is given back. `check` is called for each width.
     """
     best = nearest_grid(weight, spec)
     if spec.bits == 8:
@@ -95,6 +100,7 @@ def search_grid(weight: torch.Tensor, spec: WeightSpec, hessian: torch.Tensor | 
     blocks = None if hessian is None else _diagonal_blocks(hessian, groups)
     least = _errors(grouped, best, blocks)
     for candidate in candidates(weight.view(rows, groups, -1), spec):
+        check()
         error = _errors(grouped, candidate, blocks)
         better = error < least
         least = torch.where(better, error, least)

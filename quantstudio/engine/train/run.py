@@ -22,6 +22,7 @@ from quantstudio.core.recipe_method import FineTune, Qat
 from quantstudio.core.run_store import WORK
 from quantstudio.engine.architecture import Architecture, inspect_architecture
 from quantstudio.engine.chosen import Chosen
+from quantstudio.engine.interrupt import checked
 from quantstudio.engine.kernels.registry import REFERENCE as REFERENCE_KERNELS
 from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.reporter import Reporter
@@ -121,8 +122,10 @@ def _attempts(course: Course, checkpoints: Checkpoints) -> None:
             state = _fitted(course, lesson, state)
             checkpoints.write_state(state)
         set_recompute(lesson, state.recompute)
+        check = course.reporter.check_cancel
         try:
-            _attempt(course, student, lesson, Place(course.teacher.device, state, checkpoints))
+            with checked(student.model, check), checked(course.teacher.model, check):
+                _attempt(course, student, lesson, Place(course.teacher.device, state, checkpoints))
             return
         except Diverged:
             state = replace(state, halvings=state.halvings + 1)

@@ -17,7 +17,7 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_method import FineTune, Qat
 from quantstudio.core.schemes import W2A16, W4A8, W4A16
 from quantstudio.engine.quantize import quantize_model
-from quantstudio.engine.reporter import silent
+from quantstudio.engine.reporter import Reporter, silent
 
 SCHEME = W2A16(group_size=32)
 QUICK = Qat(steps=6, batch_sequences=4, evaluations=3, learning_rate=2e-3)
@@ -96,6 +96,24 @@ def test_cancelled_between_steps(train):
 
     with pytest.raises(Cancelled):
         train(QUICK, SCHEME, listen=listen)
+
+
+def test_whether_to_stop_is_asked_within_each_step(train, monkeypatch):
+    """A step of a large model takes long on a CPU: its layers ask as well, forwards and backwards, here two of them."""
+    asked = []
+    monkeypatch.setattr(Reporter, "check_cancel", lambda self: asked.append(1))
+    at_steps = []
+    train(
+        QUICK.model_copy(update={"steps": 2, "evaluations": 1}),
+        SCHEME,
+        listen=lambda message: (
+            at_steps.append(len(asked))
+            if isinstance(message, protocol.Metric) and message.name == "train/loss"
+            else None
+        ),
+    )
+    first, second = at_steps
+    assert second - first >= 6  # teacher, student, and the student's gradients
 
 
 def test_a_loss_that_runs_away_halves_the_rate_and_at_last_gives_up(train):

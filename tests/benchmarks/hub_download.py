@@ -3,7 +3,9 @@
     python tests/benchmarks/hub_download.py [--megabytes 2000] [--kills 10] [--kill-megabytes 300]
 
 First: memory that downloading and verifying adds to a process (peak of resident memory, sampled from outside; the file
-is sparse zeros on the Hub's side). Second: SIGKILL at random moments; how many bytes came twice.
+is sparse zeros on the Hub's side). Second: SIGKILL at random moments; how many bytes came twice. What was sent and not
+kept lies in the system's buffers of the connection: no program has seen it. Third: a Hub that is gone for 15 s in the
+middle of a file, and a connection that delivers nothing more, both with the program's real patience.
 """
 
 from __future__ import annotations
@@ -116,6 +118,34 @@ def measure_kills(hub, root: Path, megabytes: int, kills: int) -> None:
     print(f"kept over {kills} kills: {1 - sum(lost) / size:.2%}; sent in all: {hub.sent / size:.4f} × the size")
 
 
+def measure_outages(hub, root: Path, seconds: float) -> None:
+    size = make_model(hub.root / "ada/outage", 60, noise=True)
+    hub.tree("ada/outage")
+    hub.rate, hub.sent = 10e6, 0
+    started = time.monotonic()
+    hub.fault("model.safetensors", "stall", at=size // 2)
+    command = [*CHILD, "download", "ada/outage"]
+    subprocess.run(command, env=environment(hub, root / "c"), capture_output=True, check=True)
+    print(f"a stall in mid-file: whole after {time.monotonic() - started:.0f} s (6 s without); {sent(hub, size)}")
+    hub.sent = 0
+    hub.fault("model.safetensors", "close", at=size // 3)
+    child = subprocess.Popen(command, env=environment(hub, root / "d"), stdout=subprocess.PIPE, text=True)
+    while hub.sent < 0.3 * size:
+        time.sleep(0.01)
+    hub.shutdown()
+    hub.socket.close()
+    time.sleep(seconds)
+    reborn = type(hub)(hub.root, hub.port).start()
+    text, _ = child.communicate()
+    hub.sent += reborn.sent
+    print(f"gone for {seconds:.0f} s: status {child.returncode}, {text.splitlines()[0]}; {sent(hub, size)}")
+    reborn.stop()
+
+
+def sent(hub, size: int) -> str:
+    return f"sent {hub.sent / size:.3f} × the size"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=2000)
@@ -126,9 +156,11 @@ def main() -> None:
         root = Path(name)
         (root / "hub").mkdir()
         hub = load_fakehub().FakeHub(root / "hub").start()
-        measure_memory(hub, root, options.megabytes)
-        measure_kills(hub, root, options.kill_megabytes, options.kills)
-        hub.stop()
+        if options.megabytes:
+            measure_memory(hub, root, options.megabytes)
+        if options.kills:
+            measure_kills(hub, root, options.kill_megabytes, options.kills)
+        measure_outages(hub, root, 15.0)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", default="published", choices=sorted(SETS), help="models and recipes")
     parser.add_argument("--measured", type=int, default=4, help="runs that measure too, beside the others")
     parser.add_argument("--methods", default=",".join(METHODS), help="of " + ", ".join(METHODS))
+    parser.add_argument("--shift", type=int, default=0, help="take schemes so many further on, for other pairs")
     parser.add_argument("--shapes", default="", help="names of the models; all when empty")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for models and runs that stays")
     parser.add_argument("--again", action="store_true", help="only work out the estimates of the runs in --keep again")
@@ -145,7 +146,7 @@ def pairs(options: argparse.Namespace, home: Path) -> Iterator[Recipe]:
     """A recipe for every method and model; schemes are taken in turn. Then some that measure too."""
     chosen = SETS[options.set]
     for method in options.methods.split(","):
-        for number, shape in enumerate(chosen.shapes, start=1 + SHIFT.get(method, 0)):
+        for number, shape in enumerate(chosen.shapes, start=1 + SHIFT.get(method, 0) + options.shift):
             if not options.shapes or shape.name in options.shapes.split(","):
                 yield recipe(home, chosen, shape, fitting(method, chosen.schemes, number), method, measured=False)
     for number in range(options.measured):

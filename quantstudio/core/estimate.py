@@ -26,7 +26,8 @@ from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan, make_plan, misfit_sentences, unmatched_patterns
 from quantstudio.core.recipe import FileText, OnMisfit, Recipe
-from quantstudio.core.working_memory import scoring_memory
+from quantstudio.core.sensitivity import may_lie_below_knee
+from quantstudio.core.working_memory import asking_memory, scoring_memory
 
 __all__ = ["Estimate", "Level", "Machine", "Problem", "check_machine", "estimate", "read_machine"]
 
@@ -121,7 +122,8 @@ def estimate(
     plan = with_target(info, recipe, make_plan(info, recipe))
     output = plan.sizes.total
     method = method_memory(info, plan, recipe, machine.available_memory - LIBRARY_MEMORY)
-    quantize_memory = max(quantize_base(info) + 2 * _largest_experts(info), LIBRARY_MEMORY + method)
+    asking = asking_memory(info, plan) if may_lie_below_knee(info, recipe) else 0
+    quantize_memory = max(quantize_base(info) + 2 * _largest_experts(info), LIBRARY_MEMORY + max(method, asking))
     measure_memory = _measure_memory(info, recipe, output) if recipe.measure.enabled else 0
     disk = output + COMPANION_BYTES + method_disk(info, recipe)
     seconds = _seconds(info, recipe, machine, output) + method_seconds(info, recipe, machine)

@@ -26,6 +26,7 @@ calibration text.
   Logits of student, teacher and their gradient in bf16, 6 T V, and some pieces of `LOSS_PIECE` in fp32.
 - *LoRA*: frozen weights once, 2 P; adapters in fp32 like trained weights; for one matrix at a time the sum in fp32, its
   rounding and its gradient, 16 W. Norms do not train, so their bf16 input is not kept: 22 H + 8 I.
+- *Asking whether a small model bears few bits*, before the run: see `asking_memory`.
 - *Measuring*: see `scoring_memory`.
 
 Each constant says where its number comes from. The tests compare the derivation with what autograd keeps and what a
@@ -207,6 +208,24 @@ def micro_batch(
         if (micro == 1 or micro * length <= MICRO_TOKENS) and needed < CPU_SHARE * free:
             return micro, again
     return 1, checkpointing != "off"
+
+
+def asking_memory(info: ModelInfo, plan: QuantizationPlan) -> int:
+    """Peak bytes beside the libraries while the whole model is rounded and judged before a run.
+
+    The books and their passages three times; the model and its rounded layers in bf16, 4 P; Σ x xᵀ of every layer for
+    GPTQ; the original's scores in fp32 and other logits in bf16, 6 T V; and five pieces of `ASKED_ROWS` in fp32.
+    """
+    sizes = Sizes.of(info)
+    inside = [layer.slot for layer in plan.layers if layer.slot.part is Part.LAYER]
+    tokens = min(ASKED_TOKENS, LOSS_PIECE * 2 // (4 * max(1, sizes.words)))
+    judging = 6 * tokens * sizes.words + 5 * 4 * min(tokens, ASKED_ROWS) * sizes.words
+    sums = 4 * sum(slot.columns**2 for slot in inside)
+    return TEXT_LIBRARIES + 3 * BUILTIN_TEXT + 4 * sizes.weights + sums + judging
+
+
+ASKED_TOKENS, ASKED_ROWS = 2048, 1024
+"""As `engine.sensitivity.knee` judges, and `engine.sensitivity.wholes` at once."""
 
 
 def scoring_memory(info: ModelInfo, recipe: Recipe) -> int:

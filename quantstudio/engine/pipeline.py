@@ -167,10 +167,12 @@ def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -
 
 
 def _warn_below_knee(info: ModelInfo, recipe: Recipe, reporter: Reporter) -> None:
+    from quantstudio.engine.memory import give_back_freed_memory
     from quantstudio.engine.sensitivity.knee import knee_warnings
 
     for sentence in knee_warnings(info, recipe, reporter):
         reporter.notice(sentence, "warning")
+    give_back_freed_memory()
 
 
 def _allotted(info: ModelInfo, recipe: Recipe, run_folder: Path, reporter: Reporter) -> tuple[Recipe, QuantizationPlan]:

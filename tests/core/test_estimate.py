@@ -22,8 +22,8 @@ from quantstudio.core.estimate import (
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import FileText, LayersSection, MachineSection, MeasureSection, Recipe
-from quantstudio.core.schemes import W4A16
-from quantstudio.core.working_memory import scoring_memory
+from quantstudio.core.schemes import W3A16, W4A16
+from quantstudio.core.working_memory import asking_memory, scoring_memory
 
 GB = 10**9
 BIG = Machine(cores=4, memory=64 * GB, available_memory=50 * GB, free_disk=500 * GB)
@@ -74,6 +74,12 @@ def test_quantizing_holds_the_experts_of_one_layer_twice(make_model):
     info = read_model_info(make_model(tensors=make_model.llama_tensors() | experts))
     memory = estimate(info, recipe(), BIG, HOME).quantize_memory_bytes
     assert memory == quantize_base(info) + 2 * 8 * 32 * 64 * 2
+
+
+def test_few_bits_are_asked_about_before_the_run_which_takes_memory_of_its_own(llama):
+    few = recipe().model_copy(update={"scheme": W3A16(group_size=8)})
+    memory = estimate(llama, few, BIG, HOME).quantize_memory_bytes
+    assert memory == LIBRARY_MEMORY + asking_memory(llama, make_plan(llama, few)) > quantize_base(llama)
 
 
 def test_time_grows_with_what_is_measured(llama):

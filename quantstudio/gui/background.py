@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from PySide6.QtCore import QObject, QRunnable, QThreadPool, Signal
@@ -57,4 +58,6 @@ class _Task(QRunnable):
             result, error = self._work(), None
         except Exception as problem:
             result, error = None, problem
-        self._tell(self._number, result, error)
+        # The only error that telling can raise is that whoever asked has been deleted: nobody wants the answer.
+        with suppress(RuntimeError):
+            self._tell(self._number, result, error)

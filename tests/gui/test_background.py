@@ -2,6 +2,7 @@
 
 import threading
 
+import shiboken6
 from PySide6.QtCore import QObject
 
 from quantstudio.gui.background import Latest
@@ -37,3 +38,14 @@ def test_a_failure_is_raised_in_the_window(qtbot):
         latest.ask(lambda: 1 / 0)
         qtbot.waitUntil(lambda: bool(failures), timeout=5000)
     assert failures[0][0] is ZeroDivisionError
+
+
+def test_an_answer_to_somebody_who_is_gone_is_no_failure(qtbot):
+    owner, gate = QObject(), threading.Event()
+    latest = Latest(owner)
+    with qtbot.capture_exceptions() as failures:
+        latest.ask(lambda: gate.wait(5))
+        threading.Timer(0.1, gate.set).start()
+        shiboken6.delete(owner)  # waits for the work, whose answer then has no way home
+        qtbot.wait(50)
+    assert failures == []

@@ -162,20 +162,9 @@ TASKS: dict[str, Callable[[list[Path]], Figures]] = {
 
 
 def _random_model(folder: Path) -> Path:
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    import decode_speed
 
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    decode_speed._random_model(folder)
     _tokenizer(151_643).save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ int8 activations: oneDNN's int8 product, exact in int32, is the fastest at any n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -32,13 +32,29 @@ def _is_int8(spec: WeightSpec, device: torch.device, activations: ActivationKind
     return device.type == "cpu" and plain and spec.activations is activations
 
 
-class CpuInt8(nn.Module):
-    """8 bits per channel, activations in bf16. The codes stay as they are, so an embedding can share them."""
+class _Int8(nn.Module):
+    """Codes `[rows, columns]` with one scale per row. They stay as they are, so an embedding can share them."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    bias: nn.Parameter | None
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """One module whose output is that of the parts side by side; they become views of its codes."""
+        joined = cls.__new__(cls)
+        nn.Module.__init__(joined)
+        joined.register_buffer("codes", join_rows([(part, "codes") for part in parts]))
+        joined.register_buffer("scales", torch.cat([part.scales for part in parts]))
+        joined.bias = join_biases([(part.bias, part.codes.shape[0]) for part in parts])
+        return joined
+
+
+class CpuInt8(_Int8):
+    """8 bits per channel, activations in bf16."""
 
     name: ClassVar[str] = "cpu_int8"
     operator: ClassVar[str] = "_weight_int8pack_mm"
-    codes: torch.Tensor
-    scales: torch.Tensor
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
@@ -49,16 +65,6 @@ class CpuInt8(nn.Module):
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales.flatten())
         self.bias = bias
-
-    @classmethod
-    def join(cls, parts: Sequence[CpuInt8]) -> CpuInt8:
-        """One module whose output is that of the parts side by side; they become views of its codes."""
-        joined = cls.__new__(cls)
-        nn.Module.__init__(joined)
-        joined.register_buffer("codes", join_rows([(part, "codes") for part in parts]))
-        joined.register_buffer("scales", torch.cat([part.scales for part in parts]))
-        joined.bias = join_biases([(part.bias, part.codes.shape[0]) for part in parts])
-        return joined
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -78,13 +84,11 @@ class CpuInt8(nn.Module):
         return y
 
 
-class CpuInt8Dynamic(nn.Module):
+class CpuInt8Dynamic(_Int8):
     """8 bits per channel, activations rounded to int8 per token; sums exact in int32."""
 
     name: ClassVar[str] = "cpu_int8_dynamic"
     operator: ClassVar[str] = "_int_mm"
-    codes: torch.Tensor
-    scales: torch.Tensor
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
@@ -95,16 +99,6 @@ class CpuInt8Dynamic(nn.Module):
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales.flatten().float())
         self.bias = bias
-
-    @classmethod
-    def join(cls, parts: Sequence[CpuInt8Dynamic]) -> CpuInt8Dynamic:
-        """One module whose output is that of the parts side by side; they become views of its codes."""
-        joined = cls.__new__(cls)
-        nn.Module.__init__(joined)
-        joined.register_buffer("codes", join_rows([(part, "codes") for part in parts]))
-        joined.register_buffer("scales", torch.cat([part.scales for part in parts]))
-        joined.bias = join_biases([(part.bias, part.codes.shape[0]) for part in parts])
-        return joined
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         codes, token_scales = quantize_per_token(x.reshape(-1, x.shape[-1]))

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantstudio.core.disk import disk_problem
 from quantstudio.core.engines import ONNX_RUNTIME
@@ -29,11 +29,10 @@ from quantstudio.core.result import KernelUse
 from quantstudio.engine.formats.compressed_tensors import read_weights
 from quantstudio.engine.kernels.embedding import Int8Embedding
 from quantstudio.engine.load import end_tokens, load_tokenizer
-from quantstudio.engine.load_quantized import empty_model
 from quantstudio.engine.memory import give_back_freed_memory
 from quantstudio.engine.onnx.blocks import Blocks, to_blocks
 from quantstudio.engine.onnx.graph import Graph, GraphWriter, Layer, Shape
-from quantstudio.engine.onnx.support import why_not
+from quantstudio.engine.onnx.support import empty_if_fit
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import Reporter
 
@@ -68,14 +67,13 @@ def load_onnx(folder: Path, reporter: Reporter) -> OnnxModel:
     Raises ModelUnsupported with the reason when `why_not` has one, and what reading weights raises; `Cancelled`.
     """
     folder = folder.resolve()
-    if reason := why_not(folder):
+    model = empty_if_fit(folder)
+    if isinstance(model, str):
         raise ModelUnsupported(
-            "ONNX Runtime cannot run this model.", why=reason, hint="Choose the engine torch.", field="machine.engine"
+            "ONNX Runtime cannot run this model.", why=model, hint="Choose the engine torch.", field="machine.engine"
         )
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    model = empty_model(config)
     weights = _Weights(folder, model, reporter)
-    shape = _shape(config, model)
+    shape = _shape(model)
     count, embedding, rotary = weights.products, weights.embedding, model.model.rotary_emb
     with _workspace() as workspace:
         graph = _graph(shape, model, weights, workspace)
@@ -83,7 +81,7 @@ def load_onnx(folder: Path, reporter: Reporter) -> OnnxModel:
         give_back_freed_memory()
         session = _session(graph.path, torch.get_num_threads())
     tokenizer = load_tokenizer(folder)
-    context = int(config.max_position_embeddings)
+    context = int(model.config.max_position_embeddings)
     ends = end_tokens(model, tokenizer)
     kernels = {ONNX_RUNTIME: count}
     return OnnxModel(
@@ -102,11 +100,15 @@ class _Weights:
         for name, value in read_weights(folder):
             reporter.check_cancel()
             if name in (table, f"{table}.weight"):
+                _require_fit(model, table, value)
                 self.embedding = _embedding(value)
             elif isinstance(value, QuantizedWeight):
+                _require_fit(model, name, value)
                 self._blocks[name] = to_blocks(value)
             else:
                 self._vectors[name] = value.float()
+        if isinstance(self.embedding, nn.Identity):
+            raise _missing(table)
         self.products = len(self._blocks)
 
     def product(self, name: str) -> Weight:
@@ -122,11 +124,25 @@ class _Weights:
     @staticmethod
     def _pop(found: dict[str, Any], name: str) -> Any:
         if name not in found:
-            raise ModelDamaged(
-                f"The model lacks some of its weights, such as {name}.",
-                hint="Download or copy the model again, or quantize the original again.",
-            )
+            raise _missing(name)
         return found.pop(name)
+
+
+def _missing(name: str) -> ModelDamaged:
+    return ModelDamaged(
+        f"The model lacks some of its weights, such as {name}.",
+        hint="Download or copy the model again, or quantize the original again.",
+    )
+
+
+def _require_fit(model: PreTrainedModel, name: str, value: QuantizedWeight | torch.Tensor) -> None:
+    """Raise ModelDamaged unless the weight has the shape that config.json gives this layer."""
+    try:
+        expected = model.get_submodule(name).weight.shape
+    except AttributeError as error:
+        raise ModelDamaged(f"config.json describes a model without the layer {name}.") from error
+    if tuple(value.shape) != tuple(expected):
+        raise ModelDamaged(f"The weights of {name} do not fit the model that config.json describes.")
 
 
 def _embedding(value: QuantizedWeight | torch.Tensor) -> nn.Module:
@@ -137,8 +153,8 @@ def _embedding(value: QuantizedWeight | torch.Tensor) -> nn.Module:
     return nn.Embedding.from_pretrained(value.dequantize(), freeze=True)
 
 
-def _shape(config: PretrainedConfig, model: PreTrainedModel) -> Shape:
-    attention = model.model.layers[0].self_attn
+def _shape(model: PreTrainedModel) -> Shape:
+    config, attention = model.config, model.model.layers[0].self_attn
     return Shape(
         layers=len(model.model.layers),
         features=config.hidden_size,
@@ -190,7 +206,9 @@ def _workspace() -> Iterator[Path]:
         with TemporaryDirectory(dir=home, prefix=f"{os.getpid()}-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
     except OSError as error:
-        raise disk_problem(error) or error from error
+        if problem := disk_problem(error):
+            raise problem from error
+        raise
 
 
 def _session(graph: Path, threads: int) -> Any:

@@ -27,6 +27,12 @@ def is_installed() -> bool:
 
 def why_not(folder: Path) -> str:
     """Why this engine cannot run a model folder; empty when it can. Loads no weights. Raises what preflight raises."""
+    model = empty_if_fit(folder)
+    return model if isinstance(model, str) else ""
+
+
+def empty_if_fit(folder: Path) -> PreTrainedModel | str:
+    """The folder's model, empty, or why this engine cannot run it. Raises what preflight raises."""
     if not is_installed():
         return "ONNX Runtime is not installed (pip install 'quantstudio[onnx]')"
     require_safe(folder)
@@ -35,7 +41,7 @@ def why_not(folder: Path) -> str:
         return "the model is not quantized"
     stored = read_config(folder)
     model = empty_model(config)
-    return _why_not_model(model) or _why_not_weights(model, stored.specs)
+    return _why_not_model(model) or _why_not_weights(model, stored.specs) or model
 
 
 def _why_not_model(model: PreTrainedModel) -> str:

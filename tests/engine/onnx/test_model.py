@@ -1,6 +1,7 @@
 """Whole models on ONNX Runtime against the same models on torch, dequantized."""
 
 import errno
+import json
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from quantstudio.core.errors import Cancelled, DiskProblem, ModelUnsupported
+from quantstudio.core.errors import Cancelled, DiskProblem, ModelDamaged, ModelUnsupported
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.paths import data_home, starter_model
 from quantstudio.core.plan import make_plan
@@ -202,6 +203,18 @@ def test_what_it_cannot_run_is_refused_with_the_reason(quantized, config, recipe
 
 def replace_scheme(recipe):
     return recipe.model_copy(update={"scheme": W4A16(group_size=32)})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"intermediate_size": 96}, "do not fit"), ({"num_hidden_layers": 1}, "without the layer")],
+)
+def test_weights_that_config_json_does_not_describe_are_damage(quantized, change, words):
+    folder = quantized(FAMILIES["llama"], Recipe(scheme=W4A16(group_size=32)))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelDamaged, match=words):
+        load_onnx(folder, silent())
 
 
 def test_an_original_is_refused(tmp_path):

@@ -112,7 +112,7 @@ class DownloadQueue(QObject):
         """`kept`: the file in which the list outlives the window; None: nowhere."""
         super().__init__(parent)
         self._command, self._patience, self._kept = command, patience, kept
-        before = read_list(kept) if kept else []
+        before = self._seen = read_list(kept) if kept else []
         self._downloads = {each.job.model: Download.of(each) for each in before}
         self._worker: WorkerProcess | None = None
         self._active = ""
@@ -248,7 +248,9 @@ class DownloadQueue(QObject):
 
     def _keep(self) -> None:
         if self._kept and not self._closing:  # what ends because the window does is to come back
-            write_list(self._kept, filter(None, (download.kept() for download in self.downloads)))
+            mine = [kept for download in self.downloads if (kept := download.kept())]
+            if write_list(self._kept, mine, self._seen):
+                self._seen = mine
 
     def _remove_remains(self, model: str) -> None:
         """Delete what a given-up download has left; the library shows it if that fails."""

@@ -1,10 +1,13 @@
 """The list of downloads outlives the window: in good order, after a kill, and whatever became of its file."""
 
 import sys
+import threading
 from pathlib import Path
 
+import filelock
 import pytest
 
+from quantstudio.client import download_list
 from quantstudio.client.download_list import KeptDownload, read_list, write_list
 from quantstudio.client.download_queue import Download, DownloadQueue, DownloadStatus
 from quantstudio.core import protocol
@@ -110,3 +113,59 @@ def test_an_error_survives_as_it_was(kept):
     one = KeptDownload(job=DownloadJob(model="ada/one"), status="failed", error=error)
     write_list(kept, [one])
     assert read_list(kept) == [one]
+
+
+def models(path):
+    return [each.job.model for each in read_list(path)]
+
+
+def test_two_windows_at_once_keep_each_others_downloads(open_queue, kept):
+    open_queue().add(DownloadJob(model="ada/before"))
+    first, second = open_queue(), open_queue()
+    first.add(DownloadJob(model="ada/first"))
+    second.add(DownloadJob(model="ada/second"))
+    first.pause("ada/first")
+    assert models(kept) == ["ada/before", "ada/first", "ada/second"]
+    first.give_up("ada/before")
+    second.pause("ada/second")
+    assert models(kept) == ["ada/first", "ada/second"], "what one has given up, the other does not bring back"
+    second.shutdown()
+    first.shutdown()
+    assert stand(open_queue()) == {"ada/first": "paused", "ada/second": "paused"}
+
+
+def test_a_change_here_outlives_what_another_window_has_forgotten(open_queue, kept):
+    open_queue().add(DownloadJob(model="ada/one"))
+    first, second = open_queue(), open_queue()
+    second.resume("ada/one")
+    second.download("ada/one").take(DownloadState(done=10, total=5000))
+    first.give_up("ada/one")
+    assert models(kept) == []
+    second.pause("ada/one")
+    assert models(kept) == ["ada/one"]
+
+
+def test_windows_that_write_at_the_same_moment_lose_nothing(kept):
+    def fill(window):
+        mine = []
+        for number in range(25):
+            seen, mine = mine, [*mine, KeptDownload(job=DownloadJob(model=f"{window}/model-{number}"))]
+            write_list(kept, mine, seen)
+
+    windows = [threading.Thread(target=fill, args=(name,)) for name in ("ada", "bob")]
+    for window in windows:
+        window.start()
+    for window in windows:
+        window.join()
+    assert sorted(models(kept)) == sorted(f"{name}/model-{number}" for name in ("ada", "bob") for number in range(25))
+
+
+def test_a_list_that_another_window_holds_for_too_long_is_written_the_next_time(open_queue, kept, monkeypatch):
+    monkeypatch.setattr(download_list, "LOCK_PATIENCE_S", 0.01)
+    queue = open_queue()
+    queue.add(DownloadJob(model="ada/one"))
+    with filelock.FileLock(kept.with_name(f".{kept.name}.lock")):
+        queue.add(DownloadJob(model="ada/two"))
+    assert models(kept) == ["ada/one"]
+    queue.add(DownloadJob(model="ada/three"))
+    assert models(kept) == ["ada/one", "ada/two", "ada/three"]

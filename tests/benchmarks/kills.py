@@ -1,16 +1,19 @@
 """Kill a calibrating and a training run at random moments, resume each, and compare with a run left in peace.
 
-    python tests/benchmarks/kills.py [ROUNDS] [METHOD ...]
+    python tests/benchmarks/kills.py [KILLS] [METHOD ...]
 
-Each round starts the real command in a session of its own, kills the session with SIGKILL after a random part of the
-time that an undisturbed run takes, resumes it with `quantstudio resume`, and compares every file of the model. Two of
-three rounds are killed a second time while they resume. At the end a run is cancelled and the seconds until its
-process is gone are printed.
+Rounds go on until so many kills have happened. Each round starts the real command in a session of its own and kills the
+session with SIGKILL at a random moment between the first file that the run could go on from and its end; it is then
+resumed with `quantstudio resume`, and two of three times killed once more on the way. A round ends when the run is
+done: every file of its model must be the undisturbed run's, byte for byte. One line tells of each kill, and of a run
+that had ended before it could be killed, which counts for nothing. At the end a run is cancelled with SIGINT and the
+seconds until its process is gone are printed. Exits with 1 when a run could not be resumed or gave other bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -18,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FLAGS = {
@@ -28,11 +33,39 @@ FLAGS = {
     ],
 }
 COMMON = ["--measure.enabled", "no", "--machine.device", "cpu"]
+INTERRUPTED = 130
+AGAIN = 2 / 3
+"""Share of the rounds that are killed a second time, while they resume."""
+PATIENCE_S = 900
+
+
+@dataclass
+class Tally:
+    """What happened to the runs of one method."""
+
+    expected: dict[str, str]
+    seconds: float
+    """From the first file to go on from until the end, undisturbed."""
+    chance: random.Random
+    kills: int = 0
+    rounds: int = 0
+    same: int = 0
+    failed: list[str] = field(default_factory=list)
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "quantstudio", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def new_run(home: Path, flags: list[str]) -> subprocess.Popen[bytes]:
+    return start("quantize", "starter", *flags, *COMMON, "--runs-folder", str(home))
+
+
+def finished(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a run that must succeed. Raises AssertionError with what it said."""
+    said = process.communicate()[1].decode(errors="replace")
+    assert process.returncode == 0, said[-2000:]
 
 
 def checksums(home: Path) -> dict[str, str]:
@@ -41,72 +74,120 @@ def checksums(home: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if "manifest" not in path.name}
 
 
-def kill_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether it was still alive, and is not any more."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
+def has_work(home: Path) -> bool:
+    return any(home.glob("*/work/*"))
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def undisturbed(home: Path, flags: list[str]) -> float:
-    started = time.perf_counter()
-    if start("quantize", "starter", *flags, *COMMON, "--runs-folder", str(home)).wait() != 0:
-        raise SystemExit("the undisturbed run failed")
-    return time.perf_counter() - started
+    """Seconds from the first file that the run could go on from until its end."""
+    process = new_run(home, flags)
+    wait_until(lambda: has_work(home), process)
+    started = time.monotonic()
+    finished(process)
+    return time.monotonic() - started
 
 
-def killed_round(home: Path, flags: list[str], seconds: float, chance: random.Random) -> tuple[int, bool]:
-    """How often it was killed, and whether it had to begin anew because nothing was finished yet."""
-    process = start("quantize", "starter", *flags, *COMMON, "--runs-folder", str(home))
-    kills = int(kill_after(process, chance.uniform(0.3, 1.0) * seconds))
-    again = chance.random() < 2 / 3
-    anew = False
-    while True:
-        run = next((path.parent.name for path in home.glob("*/run.json")), "")
-        if list(home.glob("*/result.json")):
-            return kills, anew
+def kill(process: subprocess.Popen[bytes], home: Path, tally: Tally) -> bool:
+    """At a random moment; whether the run had not ended by then."""
+    if process.args[3] == "quantize":  # type: ignore[index]
+        wait_until(lambda: has_work(home), process)
+    else:
+        before = _messages(home)
+        wait_until(lambda: _messages(home) > before, process)
+    try:
+        process.wait(tally.chance.uniform(0.0, tally.seconds))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        tally.kills += 1
+        print(f"  kill {tally.kills} of run {tally.rounds}: {_where(home)}", flush=True)
+        return True
+    print(f"  run {tally.rounds} had ended", flush=True)
+    return False
+
+
+def _messages(home: Path) -> int:
+    return sum(path.stat().st_size for path in home.glob("*/events.jsonl"))
+
+
+def _where(home: Path) -> str:
+    """The phase that a killed run was in, and how far it had come."""
+    phase, progress = "", ""
+    for line in next(home.glob("*/events.jsonl")).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            message = json.loads(line)
+        except ValueError:  # half a line
+            continue
+        if message.get("type") == "phase":
+            phase, progress = message["title"], ""
+        elif message.get("type") == "progress":
+            progress = f", {message['done']:g} of {message['total']:g} {message['unit']}"
+    return phase + progress
+
+
+def one_round(home: Path, flags: list[str], tally: Tally) -> None:
+    """Kill, resume, perhaps kill again, compare. Raises AssertionError when the run cannot be resumed."""
+    tally.rounds += 1
+    process = new_run(home, flags)
+    killed = kill(process, home, tally)
+    again = tally.chance.random() < AGAIN
+    while killed:
+        run = next(path.parent.name for path in home.glob("*/run.json"))
         process = start("resume", run, "--runs-folder", str(home))
-        if again:
-            kills += kill_after(process, chance.uniform(0.3, 1.0) * seconds)
-            again = False
-        elif process.wait() != 0:
-            anew = True
-            for path in home.iterdir():
-                path.rename(home.parent / f"{home.name}-{path.name}-given-up")
-            undisturbed(home, flags)
+        killed = again and kill(process, home, tally)
+        again = False
+    finished(process)
+    assert checksums(home) == tally.expected, "other bytes than the undisturbed run's"
+    tally.same += 1
 
 
 def cancelled(home: Path, flags: list[str], seconds: float) -> float:
-    process = start("quantize", "starter", *flags, *COMMON, "--runs-folder", str(home))
-    time.sleep(0.7 * seconds)
-    started = time.perf_counter()
+    process = new_run(home, flags)
+    wait_until(lambda: has_work(home), process)
+    time.sleep(0.4 * seconds)
+    started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.wait(60)
-    return time.perf_counter() - started
+    said = process.communicate()[1].decode(errors="replace")
+    if process.returncode != INTERRUPTED:
+        raise SystemExit(f"the run ended with {process.returncode} before it was cancelled: {said[-500:]}")
+    return time.monotonic() - started
+
+
+def attempt(method: str, wanted: int, base: Path) -> Tally:
+    flags = FLAGS[method]
+    seconds = undisturbed(base / "peace", flags)
+    print(f"{method}: {seconds:.0f} s of work in peace", flush=True)
+    tally = Tally(checksums(base / "peace"), seconds, random.Random(0))  # noqa: S311 - moments, no secrets
+    while tally.kills < wanted:
+        home = base / f"round{tally.rounds}"
+        home.mkdir()
+        try:
+            one_round(home, flags, tally)
+        except AssertionError as error:
+            tally.failed.append(f"run {tally.rounds}: {error}")
+            print(f"  run {tally.rounds} FAILED: {error}", flush=True)
+    stop = cancelled(base / "stopped", flags, seconds)
+    print(
+        f"{method}: {tally.kills} kills of {tally.rounds} runs, {tally.same} of {tally.rounds} gave the same bytes; "
+        f"cancelled in {stop:.1f} s",
+        flush=True,
+    )
+    return tally
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    chance = random.Random(0)  # noqa: S311 - moments, no secrets
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    failed: list[str] = []
     for method in sys.argv[2:] or list(FLAGS):
         with tempfile.TemporaryDirectory() as folder:
-            base = Path(folder)
-            seconds = undisturbed(base / "peace", FLAGS[method])
-            expected = checksums(base / "peace")
-            same = kills = anew = 0
-            for number in range(rounds):
-                home = base / f"round{number}"
-                home.mkdir()
-                count, again = killed_round(home, FLAGS[method], seconds, chance)
-                kills, anew = kills + count, anew + again
-                same += checksums(home) == expected
-            stop = cancelled(base / "stopped", FLAGS[method], seconds)
-            print(f"{method}: {seconds:.0f} s in peace; {kills} kills in {rounds} rounds, {anew} began anew, ", end="")
-            print(f"{same} of {rounds} gave the same bytes; cancelled in {stop:.1f} s", flush=True)
+            failed += attempt(method, wanted, Path(folder)).failed
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from quantstudio.core.jobs import ContestJob, MeasureJob, PreviewDataJob, RunJob
 from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
 from quantstudio.core.result import Interval, Measurement, RunResult
-from quantstudio.core.run_store import RECIPE, can_resume, read_header
+from quantstudio.core.run_state import Status
+from quantstudio.core.run_store import RECIPE, can_resume, read_header, read_result, settle
 from quantstudio.core.verdict import kv_cache_cost
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -48,10 +49,14 @@ def resume(options: argparse.Namespace) -> int:
     home = runs_folder(options)
     folder = home / options.run
     header = read_header(folder)
+    if header.status is Status.DONE:  # killed when only its last words were missing, perhaps
+        settle(folder)
+        print("This run has finished; nothing was left to do.", file=sys.stderr)
+        return _report(protocol.Result(t=header.finished, data=read_result(folder).model_dump(mode="json")), home)
     if header.damaged or not can_resume(folder):
         raise RunNotFound(
             f"The run {options.run} cannot be resumed.",
-            why=header.damaged or "It has finished, or kept nothing to go on from.",
+            why=header.damaged or "It is going on now, or kept nothing to go on from.",
             hint="Start it again from its recipe.",
         )
     return _report(conduct_here(RunJob(recipe=load_recipe(folder / RECIPE), run_folder=str(folder))), home)

@@ -5,13 +5,14 @@
     environment.json       machine and libraries
     events.jsonl           the very messages of the wire, to be replayed through `run_state`
     metrics.jsonl          the metrics alone     worker.log             log lines, tracebacks
-    result.json            `RunResult`, present only when the job is done
+    result.json            `RunResult`, which counts once the model is there
     model/                 the saved model, whole or absent (see `disk`)
     work/                  what a calibrated or trained method has finished so far; gone when the model is there
     run.lock               held by the process that works here (see `run_lock`)
 
 A run whose process is gone without having said how it ended is shown as failed, from the lock, before anyone has
-rewritten its header.
+rewritten its header. The result is written before the model gets its name, so where both are there the run is done,
+and is shown so, whatever its header still says.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from quantstudio.core.recipe_io import recipe_to_toml
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_lock import LOCK_FILE, RunLock, is_locked
 from quantstudio.core.run_state import Status
+from quantstudio.core.verdict import summary
 
 HEADER, EVENTS, METRICS, LOG = "run.json", "events.jsonl", "metrics.jsonl", "worker.log"
 RECIPE, RESOLVED, ENVIRONMENT, RESULT, MODEL = (
@@ -151,6 +153,7 @@ def write_header(folder: Path, header: RunHeader) -> None:
 def read_header(folder: Path) -> RunHeader:
     """The header as it holds now: a run whose process is gone reads as failed, an unreadable one says why.
 
+    One that was finished but for its header reads as done.
     Whoever lets a run wait holds its lock meanwhile, so a waiting run that nobody holds reads as cancelled.
     """
     header = _parse_header(folder)
@@ -215,7 +218,10 @@ def read_messages(folder: Path) -> list[protocol.Message]:
         messages = []
     ended = bool(messages) and isinstance(messages[-1], protocol.TERMINAL)
     messages = [message for message in messages[:-1] if not isinstance(message, protocol.TERMINAL)] + messages[-1:]
-    if not ended and (header := read_header(folder)).error_kind == WorkerLost.kind:
+    header = read_header(folder)
+    if not ended and header.status is Status.DONE and (result := _finished(folder)):
+        messages.append(_last_words(result, header.finished))
+    elif not ended and header.error_kind == WorkerLost.kind:
         last = messages[-1].t if messages else header.started
         messages.append(protocol.Error(t=last, kind=WorkerLost.kind, what=header.summary, hint=LOST_HINT))
     return messages
@@ -239,12 +245,16 @@ def delete_run(folder: Path) -> None:
 def settle(folder: Path, ending: protocol.Error | protocol.CancelledMessage | None = None) -> None:
     """Close a run whose process is gone: record its end, remove half-written files. Nothing if it ended by itself.
 
-    `ending` is what the parent of the process knows (a signal, the last memory figure, that the person cancelled it);
-    without it a run that waits is left waiting. Raises RunBusy, OSError.
+    A run that had finished but for its header becomes done. `ending` is what the parent of the process knows (a signal,
+    the last memory figure, that the person cancelled it); without it a run that waits is left waiting.
+    Raises RunBusy, OSError.
     """
     with RunLock(folder):
         header = _parse_header(folder)
         remove_tree(partial_of(folder / MODEL))
+        if not header.damaged and not header.status.final and (result := _finished(folder)):
+            _close_finished(folder, header, result)
+            return
         for leftover in folder.glob(f".*{PARTIAL_SUFFIX}"):
             leftover.unlink(missing_ok=True)
         if header.damaged or header.status.final or (header.status is Status.WAITING and ending is None):
@@ -255,6 +265,19 @@ def settle(folder: Path, ending: protocol.Error | protocol.CancelledMessage | No
         if isinstance(ending, protocol.Error):
             update |= {"status": Status.FAILED, "summary": ending.what, "error_kind": ending.kind}
         write_header(folder, header.model_copy(update=update))
+
+
+def done(result: RunResult, finished: float) -> dict[str, object]:
+    """What the header of a run says once it has this result."""
+    return {
+        "status": Status.DONE,
+        "finished": finished,
+        "model": result.model_name,
+        "original_bytes": result.quantization.original_sizes.total,
+        "quantized_bytes": result.quantization.sizes.total,
+        "summary": summary(result),
+        "error_kind": "",
+    }
 
 
 def clean_up(home: Path) -> None:
@@ -276,16 +299,18 @@ def clean_up(home: Path) -> None:
 
 def _is_unsettled(folder: Path) -> bool:
     """Whether a process that is gone left work behind."""
-    return partial_of(folder / MODEL).exists() or (
-        read_header(folder).error_kind == WorkerLost.kind and not _parse_header(folder).status.final
-    )
+    kept = _parse_header(folder)
+    return partial_of(folder / MODEL).exists() or (read_header(folder).status.final and not kept.status.final)
 
 
 def can_resume(folder: Path) -> bool:
-    """Whether the run ended before its time and has kept finished work to go on from."""
+    """Whether the run ended before its time and has kept finished work to go on from.
+
+    A run whose model is saved and only lacks its numbers cannot: a finished model is never overwritten.
+    """
     header = read_header(folder)
     ended = header.status in (Status.FAILED, Status.CANCELLED) and not header.damaged
-    return ended and (folder / WORK).is_dir() and any((folder / WORK).iterdir())
+    return ended and not (folder / MODEL).exists() and (folder / WORK).is_dir() and any((folder / WORK).iterdir())
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -330,7 +355,28 @@ def _age(folder: Path) -> float:
         return 0.0
 
 
+def _finished(folder: Path) -> RunResult | None:
+    """The result of a run that published its model, too."""
+    try:
+        return read_result(folder) if (folder / MODEL).is_dir() else None
+    except RunNotFound:
+        return None
+
+
+def _last_words(result: RunResult, finished: float) -> protocol.Result:
+    return protocol.Result(t=finished, data=result.model_dump(mode="json"))
+
+
+def _close_finished(folder: Path, header: RunHeader, result: RunResult) -> None:
+    finished = (folder / RESULT).stat().st_mtime
+    append_line(folder / EVENTS, protocol.encode(_last_words(result, finished)))
+    write_header(folder, header.model_copy(update=done(result, finished)))
+    remove_tree(folder / WORK)
+
+
 def _as_lost(header: RunHeader) -> RunHeader:
+    if result := _finished(header.path):
+        return header.model_copy(update=done(result, (header.path / RESULT).stat().st_mtime))
     update = {"status": Status.FAILED, "summary": LOST, "error_kind": WorkerLost.kind}
     return header.model_copy(update=update)
 

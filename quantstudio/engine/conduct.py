@@ -36,7 +36,6 @@ from quantstudio.core.result import RunResult
 from quantstudio.core.run_lock import RunLock
 from quantstudio.core.run_state import Status
 from quantstudio.core.run_store import RunHeader
-from quantstudio.core.verdict import summary
 from quantstudio.engine import failures
 from quantstudio.engine.measure.memory import MemorySampler
 from quantstudio.engine.recorder import Recorder
@@ -131,14 +130,7 @@ def _outcome(ending: protocol.Message) -> dict[str, Any]:
     match ending:
         case protocol.Result(t=t, data=data):
             result = RunResult.model_validate(data)
-            return {
-                "status": Status.DONE,
-                "finished": t,
-                "model": result.model_name,
-                "original_bytes": result.quantization.original_sizes.total,
-                "quantized_bytes": result.quantization.sizes.total,
-                "summary": summary(result),
-            }
+            return run_store.done(result, t)
         case protocol.Error(t=t, kind=kind, what=what):
             return {"status": Status.FAILED, "finished": t, "summary": what, "error_kind": kind}
         case _:

@@ -103,8 +103,9 @@ def run_recipe(recipe: Recipe, run_folder: Path, reporter: Reporter) -> RunResul
         result = result.model_copy(update={"verdict": verdict(result), "costs": watch.costs(quantization, reporter)})
         enter("save")
         write_model_card(partial, recipe, quantization, result)
+        # Before the model has its name: a run killed between the two goes on, one killed after both is done.
+        write_atomically(run_folder / run_store.RESULT, result.model_dump_json(indent=1) + "\n")
         _publish(result, model)
-    write_atomically(run_folder / run_store.RESULT, result.model_dump_json(indent=1) + "\n")
     remove_tree(run_folder / run_store.WORK)
     reporter.artifact("model", str(model))
     return result

@@ -9,6 +9,7 @@ import pytest
 
 from quantstudio import __version__
 from quantstudio.cli.screen import window_problem
+from quantstudio.core import run_store
 
 
 def command(*arguments, **environment):
@@ -97,3 +98,16 @@ def test_a_screen_that_cannot_be_reached_is_found_out_without_dying(monkeypatch)
 def test_offscreen_qt_counts_as_a_screen(monkeypatch):
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
     assert window_problem(probe="full") is None
+
+
+def test_resuming_a_run_that_had_finished_says_so_and_closes_it(tmp_path, make_run):
+    """Killed when the model had its name and only the header was still to be written."""
+    run = make_run(tmp_path)
+    path = tmp_path / run / run_store.HEADER
+    path.write_text(path.read_text(encoding="utf-8").replace('"done"', '"running"'), encoding="utf-8")
+    assert '"running"' in path.read_text(encoding="utf-8")
+    done = command("resume", run, "--runs-folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "has finished" in done.stderr
+    assert "Perplexity" in done.stdout
+    assert '"done"' in path.read_text(encoding="utf-8")

@@ -176,6 +176,39 @@ def test_settling_records_what_the_parent_knows(run):
     assert run_store.read_messages(run) == [told]
 
 
+def test_a_run_killed_just_before_its_last_words_is_done(run, make_result):
+    """Its model and result are there; only the header and the message are missing."""
+    run_store.write_header(run, header(status=Status.RUNNING, started=5.0))
+    (run / "work").mkdir()
+    (run / "work" / "block.0").write_text("done")
+    result = make_result("int4", run_id=run.name)
+    (run / "result.json").write_text(result.model_dump_json())
+    assert run_store.read_header(run).status is Status.FAILED  # killed before the model had its name
+    assert run_store.can_resume(run)
+    (run / "model").mkdir()
+    found = run_store.read_header(run)
+    assert (found.status, found.error_kind) == (Status.DONE, "")
+    assert found.quantized_bytes == result.quantization.sizes.total
+    assert not run_store.can_resume(run)
+    state = replay(run_store.read_messages(run))
+    assert state.status is Status.DONE
+
+    run_store.clean_up(run.parent)
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    assert [type(message) for message in run_store.read_messages(run)] == [protocol.Result]
+    assert not (run / "work").exists()
+    run_store.settle(run)
+    assert len(run_store.read_messages(run)) == 1
+
+
+def test_a_saved_model_without_numbers_is_not_made_again(run):
+    run_store.write_header(run, header(status=Status.FAILED))
+    for name in ("work", "model"):
+        (run / name).mkdir()
+        (run / name / "file").write_text("kept")
+    assert not run_store.can_resume(run)
+
+
 def test_settling_leaves_a_finished_or_waiting_run_alone(run):
     for status in (Status.WAITING, Status.DONE, Status.CANCELLED):
         run_store.write_header(run, header(status=status))

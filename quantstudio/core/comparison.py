@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
+from quantstudio.core.humanize import human_bytes, human_count, human_rate, human_seconds, plural
 from quantstudio.core.result import Interval, Performance, Quality, RunResult, Sizes, Spread
 
 
@@ -92,6 +92,7 @@ class Comparison:
 _SMALL, _FAST, _QUICK = ("smaller", "larger"), ("faster", "slower"), ("less", "more")
 COLUMNS: tuple[Column, ...] = (
     Column("size", "Size", "Bytes of the weight files.", Better.LOWER, _SMALL),
+    Column("weights", "Weights", "Number of weights; shown where a run has removed layers.", Better.LOWER, _SMALL),
     Column(
         "bits",
         "Bits per weight",
@@ -131,7 +132,7 @@ NEAR = 0.12
 """Medians that lie closer than this and whose ranges overlap are called equal; farther apart, nothing can be said."""
 SAME = 0.03
 """Medians closer than this are called the same even when their ranges stay apart or were not measured."""
-_COUNTED = frozenset({"size", "bits"})
+_COUNTED = frozenset({"size", "weights", "bits"})
 """Columns that are exact: any difference in them is one."""
 _UNSTEADY = 0.1
 """From this relative difference between the originals of two runs on, their times are not comparable."""
@@ -182,6 +183,8 @@ def _pool_spreads(spreads: Sequence[Spread]) -> Spread:
 
 def _comparison(results: Sequence[RunResult]) -> Comparison:
     rows = [_original_row(results), *(_run_row(result) for result in results)]
+    if any(result.quantization.removed_layers for result in results):
+        rows = _with_weights(rows, results)
     columns = tuple(column for column in COLUMNS if any(row.cells[column.id].value is not None for row in rows))
     for column in columns:
         _mark_best(rows, column)
@@ -192,6 +195,15 @@ def _comparison(results: Sequence[RunResult]) -> Comparison:
         conditions=_conditions(results[0]),
         notes=_notes(results),
     )
+
+
+def _with_weights(rows: Sequence[Row], results: Sequence[RunResult]) -> list[Row]:
+    """The rows with the numbers of their weights, which are all the same unless a run removes layers."""
+    before = next(made.original_parameters for result in results if (made := result.quantization).removed_layers)
+    counts = [before, *(result.quantization.parameters or before for result in results)]
+    cells = [Cell(count, text=human_count(count)) for count in counts]
+    weights = [cells[0], *(_versus(cell, cells[0], "weights") for cell in cells[1:])]
+    return [replace(row, cells=row.cells | {"weights": cell}) for row, cell in zip(rows, weights, strict=True)]
 
 
 def _original_row(results: Sequence[RunResult]) -> Row:

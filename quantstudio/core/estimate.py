@@ -21,6 +21,7 @@ from quantstudio.core.estimate_method import (
     method_seconds,
 )
 from quantstudio.core.estimate_precision import target_faults, with_target
+from quantstudio.core.first_layers import first_layers_faults, kept_part
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
@@ -141,7 +142,8 @@ def estimate(
         plan=plan,
     )
     problems = [
-        *_model_problems(info, recipe, plan),
+        *(_error(field, text, hint, RecipeError) for field, text, hint in first_layers_faults(info, recipe)),
+        *_model_problems(kept_part(info, recipe), recipe, plan),
         *_memory_problems(costs, machine),
         *_disk_problems(costs, machine, runs_home),
         *(_error(field, text, hint, RecipeError) for field, text, hint in data_faults(recipe)),

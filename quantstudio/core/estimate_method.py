@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from quantstudio.core.first_layers import kept_part
 from quantstudio.core.machine import Machine
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan
@@ -61,7 +62,7 @@ def method_disk(info: ModelInfo, recipe: Recipe) -> int:
     """Bytes of what is kept while the method works, so that it can go on after a kill."""
     method = recipe.method
     if isinstance(method, Qat | FineTune):
-        return info.parameters * (1 if method.train == "lora" else 3 * 4)
+        return kept_part(info, recipe).parameters * (1 if method.train == "lora" else 3 * 4)
     return info.parameters if method.kind in NEEDS_DATA else 0
 
 
@@ -72,11 +73,12 @@ def method_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
     calibration = CALIBRATE_FLOPS * weights * _calibration_tokens(recipe) / rate
     seconds = calibration if method.kind in NEEDS_DATA else 0.0
     if isinstance(method, Qat | FineTune):
-        flops = LORA_FLOPS if method.train == "lora" else TRAIN_FLOPS
-        flops += 0 if method.loss == "cross_entropy" else TEACHER_FLOPS
+        student = kept_part(info, recipe).parameters
+        step = student * (LORA_FLOPS if method.train == "lora" else TRAIN_FLOPS)
+        step += 0 if method.loss == "cross_entropy" else TEACHER_FLOPS * weights
         held_out = recipe.data.held_out_sequences * recipe.data.sequence_length
-        judged = 2 * TEACHER_FLOPS * weights * held_out * method.evaluations
-        seconds += (flops * weights * _trained_tokens(recipe, method) + judged) / rate
+        judged = TEACHER_FLOPS * (student + weights) * held_out * method.evaluations
+        seconds += (step * _trained_tokens(recipe, method) + judged) / rate
     if recipe.precision.kind in TARGETS:
         seconds += SENSITIVITY_RUNS * len(info.slots) * 2 * weights * _calibration_tokens(recipe) / 8 / rate
     return seconds
@@ -85,7 +87,7 @@ def method_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
 def contest_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
     """Seconds that all methods of a contest take, one after the other, with the training of the recipe."""
     trained = recipe.method if isinstance(recipe.method, Qat | FineTune) else Qat()
-    training = trained.model_dump(exclude={"kind"})
+    training = trained.model_dump(exclude={"kind", "keep_layers"})
     methods = (Gptq(), Awq(), FineTune(**training), Qat(**training))
     each = (recipe.model_copy(update={"method": method}) for method in methods)
     return sum(method_seconds(info, other, machine) for other in each)

@@ -63,6 +63,9 @@ class ModelInfo:
     tensors: tuple[TensorInfo, ...]
     quantized: str
     """How the model was quantized already ("compressed-tensors", "gptq" …), or empty."""
+    removed_layers: int = 0
+    removed_parameters: int = 0
+    """Last decoder blocks that the files hold and this description leaves out (`first_layers`), and their weights."""
 
     @property
     def has_position_table(self) -> bool:

@@ -20,6 +20,7 @@ from functools import lru_cache
 from math import ceil, gcd
 
 from quantstudio.core.errors import LayerMisfit, ModelUnsupported
+from quantstudio.core.first_layers import kept_part
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import FLOAT_DTYPES, Part, TensorInfo, WeightSlot
@@ -119,11 +120,12 @@ class QuantizationPlan:
 def make_plan(info: ModelInfo, recipe: Recipe) -> QuantizationPlan:
     """Plan a recipe for a model. Never raises; `QuantizationPlan.require` says whether the plan may be carried out."""
     misfits: list[Misfit] = []
+    original = _original_sizes(info)
+    info = kept_part(info, recipe)
     layers = [_plan_slot(slot, recipe, misfits) for slot in info.slots]
     tied_output = info.tied and len({layer.spec for layer in layers if _is_vocabulary(layer)}) == 1
     shared = tied_output and any(layer.spec for layer in layers if _is_vocabulary(layer))
     sizes = _sizes(info, layers, tied_output=tied_output)
-    original = _original_sizes(info)
     return QuantizationPlan(
         layers=tuple(layers),
         misfits=tuple(misfits),
@@ -292,6 +294,11 @@ def _as_sizes(total: dict[Part, int]) -> Sizes:
 def _notices(
     info: ModelInfo, recipe: Recipe, layers: list[LayerPlan], misfits: list[Misfit], *, tied_output: bool
 ) -> Iterable[str]:
+    if info.removed_layers:
+        yield (
+            f"Only the first {info.layers} of {info.layers + info.removed_layers} layers are kept. Before it has "
+            "trained, a model without the others writes nonsense."
+        )
     if info.tied and not tied_output:
         yield _untied_notice(info, layers)
     yield from _kept_sentences([layer for layer in layers if not layer.slot.quantizable])

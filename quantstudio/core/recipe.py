@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from quantstudio.core.humanize import plural
 from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.recipe_method import METHOD_LABELS, METHOD_NAMES, Gptq, Method, Qat, RoundToNearest
 from quantstudio.core.recipe_precision import PRECISION_LABELS, Precision, Uniform
@@ -366,9 +367,11 @@ class Recipe(Section):
 
     @property
     def label(self) -> str:
-        """Short name of what comes out: `W4A16 g128`, `W3A16 g32 GPTQ`, `W4A16 g128 mixed bits QAT`."""
+        """Short name of what comes out: `W4A16 g128`, `W4A16 g128 mixed bits QAT`, `W4A16 g128 QAT, first 3 layers`."""
         mixed = "" if isinstance(self.precision, Uniform) else "mixed bits"
-        return " ".join(filter(None, (self.scheme.weight_spec().label, mixed, METHOD_NAMES[self.method.kind])))
+        kept = self.method.keep_layers if isinstance(self.method, Qat) else 0
+        name = " ".join(filter(None, (self.scheme.weight_spec().label, mixed, METHOD_NAMES[self.method.kind])))
+        return f"{name}, first {plural(kept, 'layer')}" if kept else name
 
 
 class Preset(StrEnum):

@@ -186,6 +186,16 @@ class Qat(_Training):
     """QAT: a short fine-tune in which the model feels its own rounding, and learns to live with it. Needs text."""
 
     kind: Literal["qat"] = "qat"
+    keep_layers: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        title="Keep only the first layers",
+        description="Removes all decoder layers after the first so many, for good: the model becomes smaller and "
+        "faster, and much worse before training wins some of that back. It learns from the whole original. For those "
+        "who want a smaller model and have time to train; a long training, with all weights. 0 keeps all layers.",
+        json_schema_extra={"advanced": True, "zero": "All layers"},
+    )
 
 
 class FineTune(_Training):

@@ -141,6 +141,12 @@ class Quantization(_Plain):
     kept: tuple[KeptLayer, ...] = ()
     original_sizes: Sizes
     sizes: Sizes
+    parameters: int = 0
+    original_parameters: int = 0
+    """Weights after and before; a tied matrix counts once. 0 in results of older versions."""
+    layers: int = 0
+    removed_layers: int = 0
+    """Decoder layers of the result, and those that the recipe removed."""
     layer_bits_per_weight: float
     """Stored bits per weight of the quantized linear layers, read off the files, head and embedding not counted."""
     seconds: float

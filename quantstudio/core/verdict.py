@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from quantstudio.core.comparison import NEAR, SAME, baseline
 from quantstudio.core.engines import engine_words
-from quantstudio.core.humanize import human_bytes, human_rate, human_seconds, plural
+from quantstudio.core.humanize import human_bytes, human_count, human_rate, human_seconds, plural
 from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality, RunResult, Spread
 from quantstudio.core.sensitivity import KNEE_KL
 from quantstudio.core.speed_words import speed_details
@@ -19,7 +19,7 @@ DRIFT = 0.05
 
 def verdict(result: RunResult) -> tuple[str, ...]:
     """Sentences for a person, the most important first. Needs nothing but the measurements in `result`."""
-    sentences = [_size(result)]
+    sentences = [_size(result), *_removed(result)]
     original, quantized = baseline(result), result.quantized
     if original and quantized:
         sentences += [_decode(original, quantized), _prompt(original, quantized), _memory(original, quantized)]
@@ -58,6 +58,17 @@ def _size(result: RunResult) -> str:
     if after >= before:
         return f"Not smaller: {sizes}."
     return f"{before / max(1, after):.1f} times smaller: {sizes}."
+
+
+def _removed(result: RunResult) -> list[str]:
+    """That layers are gone, when they are."""
+    made = result.quantization
+    if not made.removed_layers:
+        return []
+    return [
+        f"Only the first {made.layers} of {made.layers + made.removed_layers} layers are left, as the recipe asked: "
+        f"{human_count(made.parameters)} of {human_count(made.original_parameters)} weights."
+    ]
 
 
 def _decode(original: Performance, quantized: Performance) -> str:

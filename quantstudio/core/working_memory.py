@@ -37,9 +37,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantstudio.core.first_layers import kept_part
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part, WeightSlot
 from quantstudio.core.plan import LayerPlan, QuantizationPlan
@@ -174,7 +175,9 @@ def training_memory(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, fre
     method = recipe.method
     if not isinstance(method, Qat | FineTune):
         return 0
-    sizes, learner = Sizes.of(info), _learner(info, plan, method)
+    student = kept_part(info, recipe)
+    sizes, learner = Sizes.of(student), _learner(student, plan, method)
+    learner = replace(learner, held=learner.held + 2 * (info.parameters - student.parameters))
     length = recipe.data.sequence_length
     batch = method.batch_sequences or max(1, STEP_TOKENS // length)
     left = free - learner.held + ADAM * learner.trained

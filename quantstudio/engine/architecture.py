@@ -24,6 +24,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from quantstudio.core.errors import ModelUnsupported
+from quantstudio.core.first_layers import shortened_config
+from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, read_json_object
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part, WeightSlot
 from quantstudio.engine.failures import is_out_of_memory
@@ -87,7 +89,7 @@ def inspect_architecture(info: ModelInfo) -> Architecture:
 
     Raises ModelUnsupported when transformers cannot build the model. Runs no code from the folder.
     """
-    model = build_empty(info.path)
+    model = build_empty(info.path, info.layers if info.removed_layers else 0)
     named = dict(model.named_modules())
     keys, fusions = _renamed(model, [tensor.name for tensor in info.tensors])
     names = _module_names(model, info, keys)
@@ -101,11 +103,15 @@ def inspect_architecture(info: ModelInfo) -> Architecture:
     )
 
 
-def build_empty(folder: Path) -> PreTrainedModel:
-    """The causal language model of a folder with bf16 parameters on the meta device. Raises ModelUnsupported."""
+def build_empty(folder: Path, layers: int = 0) -> PreTrainedModel:
+    """The causal language model of a folder with bf16 parameters on the meta device. Raises ModelUnsupported.
+
+    `layers`: how many of its first decoder layers it shall have; 0: all.
+    """
     try:
         with quiet_transformers(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            changed = shortened_config(read_json_object(folder / CONFIG, MAX_CONFIG_BYTES), layers) if layers else {}
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **changed)
             return AutoModelForCausalLM.from_config(
                 config, trust_remote_code=False, attn_implementation="eager", dtype=torch.bfloat16
             )

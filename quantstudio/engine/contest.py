@@ -31,6 +31,7 @@ from quantstudio.core.contest import (
 )
 from quantstudio.core.disk import write_atomically
 from quantstudio.core.errors import Cancelled, QuantStudioError
+from quantstudio.core.first_layers import layers_kept
 from quantstudio.core.jobs import ContestJob, RunJob
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import read_model_info
@@ -42,7 +43,7 @@ from quantstudio.engine.reporter import Reporter
 
 ANNOUNCED = (protocol.Progress, protocol.Notice, protocol.Metric, protocol.Memory, protocol.Sample, protocol.Log)
 """What a contestant's run says that is of interest outside it; its phases and its ending are not the contest's."""
-_TRAINING_FIELDS = frozenset(Qat.model_fields) - {"kind"}
+_TRAINING_FIELDS = frozenset(Qat.model_fields) & frozenset(FineTune.model_fields) - {"kind"}
 
 Conduct = Callable[[RunJob, Callable[[protocol.Message], None], threading.Event], protocol.Message]
 """`conduct.conduct`, handed in because it knows this module."""
@@ -72,6 +73,9 @@ def run_contest(job: ContestJob, reporter: Reporter, conduct: Conduct) -> Contes
     Raises what measuring raises, Cancelled, and the first contestant's error when every one failed.
     """
     recipe = job.recipe.model_copy(update={"measure": job.recipe.measure.model_copy(update={"enabled": False})})
+    if layers_kept(recipe):
+        recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"keep_layers": 0})})
+        reporter.notice("All layers are kept here: models of one size are compared.")
     contestants = [each for each in Contestant if each in job.contestants and each is not Contestant.ORIGINAL]
     made: list[Made] = []
     failed: list[Failed] = []

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from quantstudio.core.humanize import human_bytes, plural
+from quantstudio.core.humanize import human_bytes, human_count, plural
 from quantstudio.core.recipe import STARTER, EmbeddingChoice, HeadChoice, Recipe
 from quantstudio.core.recipe_method import NEEDS_DATA
 from quantstudio.core.report import markdown_table
@@ -73,9 +73,15 @@ def _title(recipe: Recipe, quantization: Quantization) -> str:
 def _contents(recipe: Recipe, quantization: Quantization, data: DataSummary | None) -> Iterator[str]:
     yield "## What was quantized"
     scheme = quantization.label
+    layers = quantization.layers + quantization.removed_layers
+    cut = (
+        f"- Decoder layers: the first {quantization.layers} of {layers}, the others were removed before training; "
+        f"{human_count(quantization.parameters)} of {human_count(quantization.original_parameters)} weights"
+    )
     bits = f", {quantization.layer_bits_per_weight:.2f} bits per weight in the files" * bool(quantization.sizes.layers)
     yield "\n".join(
         [
+            *([cut] if quantization.removed_layers else []),
             f"- Layers: {scheme}{bits}",
             f"- Output head: {_HEAD[recipe.layers.head]}",
             f"- Embedding: {_EMBEDDING[recipe.layers.embedding]}",

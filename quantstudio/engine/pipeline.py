@@ -18,6 +18,7 @@ from quantstudio.core.engines import FAST_ENOUGH, ONNX_RUNTIME
 from quantstudio.core.errors import Cancelled, QuantStudioError
 from quantstudio.core.estimate import check_machine
 from quantstudio.core.estimate_learning import learn
+from quantstudio.core.first_layers import kept_part
 from quantstudio.core.jobs import MeasureJob
 from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import ModelInfo, read_model_info
@@ -209,7 +210,7 @@ def _quantize(
     chosen = choose_weights(info, plan, recipe, run_folder, data, enter, reporter)
     give_back_freed_memory()
     enter("quantize")
-    quantization = quantize_model(info, plan, recipe, partial, reporter, chosen)
+    quantization = quantize_model(kept_part(info, recipe), plan, recipe, partial, reporter, chosen)
     if recipe.measure.enabled:
         try_kernels(plan, recipe.machine, reporter, AT_LOAD_S)
     give_back_freed_memory()

@@ -25,6 +25,7 @@ import torch
 
 from quantstudio.core.disk import disk_problem
 from quantstudio.core.errors import ModelUnsupported
+from quantstudio.core.first_layers import shortened_config
 from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, read_header, read_json_object
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import FLOAT_DTYPES, Part
@@ -102,6 +103,8 @@ def quantize_model(
 ) -> Quantization:
     """Write the quantized model into `out`, an existing empty folder, and say what was done.
 
+    `info` may describe the first layers of the folder's model alone; only they are then read and written.
+
     What `chosen` holds is written as it is; everything else is rounded to nearest from the source.
 
     Modules that transformers does not build as linear layers stay in bf16 and are named in the result.
@@ -131,6 +134,10 @@ def quantize_model(
             kept=tuple(KeptLayer(name=layer.slot.module, reason=layer.reason) for layer in layers if not layer.spec),
             original_sizes=plan.original_sizes,
             sizes=_sizes(writer.files, parts),
+            parameters=info.parameters,
+            original_parameters=info.parameters + info.removed_parameters,
+            layers=info.layers,
+            removed_layers=info.removed_layers,
             layer_bits_per_weight=_bits_per_weight(writer.files, modules, parts),
             seconds=time.monotonic() - started,
             peak_rss=peak_rss(),
@@ -171,10 +178,11 @@ def _tasks(
     by_tensor: dict[str, list[LayerPlan]] = {}
     for layer in layers:
         by_tensor.setdefault(layer.slot.tensor, []).append(layer)
-    fused = {name for fusion in architecture.fusions for name, _ in fusion.sources}
+    left_out = {name for fusion in architecture.fusions for name, _ in fusion.sources}
+    left_out |= reader.tensors.keys() - {tensor.name for tensor in info.tensors}
     tasks = []
     for name, stored in reader.tensors.items():
-        if name in fused:
+        if name in left_out:
             continue
         modules, kept, names = [], [], {}
         for layer in by_tensor.get(name, []):
@@ -312,6 +320,8 @@ def _write_config(
         section.pop("torch_dtype", None)
         section["dtype"] = "bfloat16"
         section["tie_word_embeddings"] = tied
+    if info.removed_layers:
+        config |= shortened_config(config, info.layers)
     ignore = [name for name in architecture.linears if name not in quantized]
     config["quantization_config"] = quantization_config(modules, ignore)
     text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)

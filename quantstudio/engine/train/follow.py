@@ -83,7 +83,8 @@ class Follower(TrainerCallback):
         if state.global_step == 0:
             start = self._judge.judge(0)
             self._report(start, 0)
-            if self._settings.rounds:  # nothing has been learnt: this is rounding to nearest
+            # Nothing has been learnt: this is rounding to nearest, where that is all that was done.
+            if self._settings.rounds and not self._settings.shortened:
                 self._reporter.metric("reference/rtn", start["eval/perplexity"])
         return control
 

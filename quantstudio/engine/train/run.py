@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from quantstudio.core.errors import QuantStudioError, RecipeError, TrainingDiverged
+from quantstudio.core.first_layers import kept_part
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import Recipe
@@ -35,6 +36,7 @@ from quantstudio.engine.train.follow import Follower, Judge
 from quantstudio.engine.train.objective import Lesson
 from quantstudio.engine.train.rivals import calibrated_rivals
 from quantstudio.engine.train.settings import Settings, settle
+from quantstudio.engine.train.shorten import require_same_layers
 from quantstudio.engine.train.student import Student, Training, make_student
 from quantstudio.engine.train.trainer import Diverged, Place, QatTrainer
 
@@ -68,7 +70,8 @@ class Course:
 
     def student(self) -> Student:
         """A student that has learnt nothing yet."""
-        training = Training(self.settings.lora_rank, self.settings.rounds, LEARNED_BELOW, self.settings.seed)
+        settings, kept = self.settings, self.info.layers if self.info.removed_layers else 0
+        training = Training(settings.lora_rank, settings.rounds, LEARNED_BELOW, settings.seed, kept)
         student = make_student(self.teacher.model, self.plan, self.architecture, training)
         student.model.to(self.teacher.device)
         return student
@@ -94,9 +97,13 @@ def train_weights(
     chosen = Chosen(work / _CHOSEN)
     if chosen.has(_PART):
         return chosen
+    if (kept := kept_part(info, recipe)).removed_layers:
+        require_same_layers(kept)
+    info = kept
     teacher = load_model(info.path, recipe.machine.device, reporter)
     settings = settle(recipe.method, info, plan, data.training.shape[1], recipe.machine.seed)
-    rivals = calibrated_rivals(recipe, run_folder.parent) if settings.rounds else {}
+    comparable = settings.rounds and not settings.shortened
+    rivals = calibrated_rivals(recipe, run_folder.parent) if comparable else {}
     course = Course(
         info, plan, inspect_architecture(info), recipe.method, settings, teacher, data, run_folder, rivals, reporter
     )

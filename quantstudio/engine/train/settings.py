@@ -45,6 +45,8 @@ class Settings:
     seed: int
     rounds: bool
     """Whether weights are on their grids while they train."""
+    shortened: bool = False
+    """Whether layers were removed: what has learnt nothing yet is then more than rounded."""
 
 
 def settle(
@@ -65,6 +67,7 @@ def settle(
         lora_rank=lora,
         seed=seed,
         rounds=isinstance(method, Qat),
+        shortened=info.removed_layers > 0,
     )
 
 

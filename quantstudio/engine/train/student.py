@@ -22,6 +22,7 @@ from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.architecture import Architecture
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.train.layers import TrainedEmbedding, TrainedLinear, embedding_factor, see_as_bf16
+from quantstudio.engine.train.shorten import shorten
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Training:
     learned_below: int = 8
     """Grids with fewer bits have scales that learn; the others round to nearest at every step."""
     seed: int = 0
+    first_layers: int = 0
+    """How many of the teacher's decoder layers the student has; 0: all of them."""
 
 
 @dataclass
@@ -71,6 +74,8 @@ def make_student(
     shared = {id(value): value for value in teacher.parameters()}
     model = copy.deepcopy(teacher, shared)
     model.config.use_cache = False
+    if training.first_layers:
+        shorten(model, training.first_layers)
     student = Student(model)
     builder = _Builder(student, architecture, training)
     for layer in plan.layers:

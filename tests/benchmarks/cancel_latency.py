@@ -3,7 +3,8 @@
     python tests/benchmarks/cancel_latency.py [--moments 10] [--jobs gptq qat sensitivity contest] [--model starter]
 
 Each moment is a share of the seconds that the job is given (`--within`), counted from the worker's first word of the
-job's phases, so that importing libraries is not among them. Prints the median and the longest wait of each kind.
+job's phases, so that importing libraries is not among them. A job that had ended by then counts for nothing, and the
+next moments are earlier. Prints the median of each kind, and the longest wait with the step that it hit.
 """
 
 from __future__ import annotations
@@ -16,23 +17,36 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from quantstudio.core import protocol, run_store
 from quantstudio.core.contest import Contestant
 from quantstudio.core.jobs import AnyJob, ContestJob, RunJob, SensitivityJob
 from quantstudio.core.recipe import MachineSection, MeasureSection, ModelSection, Recipe
-from quantstudio.core.recipe_method import AnyMethod, Gptq, Qat
+from quantstudio.core.recipe_method import AnyMethod, Awq, FineTune, Gptq, Hqq, Qat, RoundToNearest, SmoothQuant
 
-METHODS: dict[str, AnyMethod] = {"gptq": Gptq(), "qat": Qat(steps=50)}
-JOBS = ("gptq", "qat", "sensitivity", "contest")
+METHODS: dict[str, AnyMethod] = {
+    "rtn": RoundToNearest(),
+    "hqq": Hqq(),
+    "gptq": Gptq(),
+    "awq": Awq(),
+    "smoothquant": SmoothQuant(),
+    "qat": Qat(steps=50),
+    "lora": Qat(steps=50, train="lora"),
+    "finetune": FineTune(steps=50),
+}
+MEASURED = "measured"
+"""A run that is measured afterwards: the time goes into processes of their own."""
+JOBS = (*METHODS, MEASURED, "sensitivity", "contest")
+EARLIER = 0.7
 
 
 def make_job(kind: str, model: str, home: Path) -> AnyJob:
     recipe = Recipe(
         model=ModelSection(id=model),
-        method=METHODS.get(kind, Gptq()),
-        measure=MeasureSection(enabled=False),
+        method=METHODS.get(kind, RoundToNearest() if kind == MEASURED else Gptq()),
+        measure=MeasureSection(enabled=kind == MEASURED),
         machine=MachineSection(device="cpu"),
     )
     if kind == "sensitivity":
@@ -42,8 +56,11 @@ def make_job(kind: str, model: str, home: Path) -> AnyJob:
     return RunJob(recipe=recipe, run_folder=str(run_store.create_run(home, recipe)))
 
 
-def seconds_to_cancel(job: AnyJob, after: float) -> float:
-    """Start the job, cancel it `after` seconds into its phases, and wait for the process. Raises AssertionError."""
+def seconds_to_cancel(job: AnyJob, after: float) -> tuple[float, str] | None:
+    """Start the job, cancel it `after` seconds into its phases, and wait for the process.
+
+    Seconds, and what it was doing; None when it had ended by then. Raises AssertionError when it failed.
+    """
     worker = subprocess.Popen(
         [sys.executable, "-P", "-m", "quantstudio.worker"],
         stdin=subprocess.PIPE,
@@ -52,7 +69,8 @@ def seconds_to_cancel(job: AnyJob, after: float) -> float:
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
-    begun, seen = threading.Event(), []
+    begun = threading.Event()
+    seen: list[protocol.Message | None] = []
 
     def listen(lines: object = worker.stdout) -> None:
         for line in lines:  # type: ignore[attr-defined]
@@ -67,14 +85,24 @@ def seconds_to_cancel(job: AnyJob, after: float) -> float:
     worker.stdin.flush()
     begun.wait(300)
     time.sleep(after)
+    where = _where(seen)
     started = time.perf_counter()
-    worker.stdin.write(protocol.Command(name="cancel").encode())
-    worker.stdin.flush()
+    with suppress(BrokenPipeError):
+        worker.stdin.write(protocol.Command(name="cancel").encode())
+        worker.stdin.flush()
     worker.wait(300)
     seconds = time.perf_counter() - started
     listener.join()
+    if any(isinstance(message, protocol.Result) for message in seen):
+        return None
     assert any(isinstance(message, protocol.CancelledMessage) for message in seen), seen[-1]
-    return seconds
+    return seconds, where
+
+
+def _where(seen: list[protocol.Message | None]) -> str:
+    phase = next((each.title for each in reversed(seen) if isinstance(each, protocol.Phase)), "")
+    at = next((each for each in reversed(seen) if isinstance(each, protocol.Progress)), None)
+    return f"{phase}, {at.done:g} of {at.total:g} {at.unit} {at.detail}".strip() if at else phase
 
 
 def main() -> None:
@@ -87,14 +115,18 @@ def main() -> None:
     options = parser.parse_args()
     chance = random.Random(0)  # noqa: S311 - moments, no secrets
     for kind in options.jobs:
-        waits = []
-        for _ in range(options.moments):
+        waits: list[tuple[float, str]] = []
+        within = options.within
+        while len(waits) < options.moments:
             with tempfile.TemporaryDirectory() as home:
-                after = chance.uniform(0, options.within)
-                waits.append(seconds_to_cancel(make_job(kind, options.model, Path(home)), after))
-        print(
-            f"{kind}: median {statistics.median(waits):.2f} s, longest {max(waits):.2f} s of {len(waits)}", flush=True
-        )
+                wait = seconds_to_cancel(make_job(kind, options.model, Path(home)), chance.uniform(0, within))
+            if wait:
+                waits.append(wait)
+            else:
+                within *= EARLIER
+        longest, where = max(waits)
+        median = statistics.median(seconds for seconds, _ in waits)
+        print(f"{kind}: median {median:.2f} s, longest {longest:.2f} s of {len(waits)} ({where})", flush=True)
 
 
 if __name__ == "__main__":

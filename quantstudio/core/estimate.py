@@ -27,6 +27,7 @@ from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan, make_plan, misfit_sentences, unmatched_patterns
 from quantstudio.core.recipe import FileText, OnMisfit, Recipe
+from quantstudio.core.recipe_method import FineTune, Qat, undivided
 from quantstudio.core.sensitivity import may_lie_below_knee
 from quantstudio.core.working_memory import asking_memory, scoring_memory
 
@@ -150,6 +151,7 @@ def estimate(
         *_target_problems(info, recipe, plan),
         *_measure_problems(info, recipe),
         *_device_problems(recipe, machine),
+        *_spread_problems(recipe, machine),
     ]
     return replace(costs, problems=tuple(problems))
 
@@ -298,6 +300,21 @@ def _device_problems(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
     if recipe.machine.threads > machine.cores:
         text = f"This machine has {machine.cores} physical cores; more threads than that make it slower."
         yield Problem("machine.threads", text, Level.WARNING)
+
+
+def _spread_problems(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
+    """Of a training that is to be spread over several GPUs."""
+    method, wanted = recipe.method, recipe.machine.gpus
+    if wanted == 1 or not isinstance(method, Qat | FineTune):
+        return
+    if recipe.machine.device == "cpu" or not machine.gpus:
+        text = f"A training on the CPU cannot be spread over {wanted} GPUs."
+        yield _error("machine.gpus", text, "Set the number of GPUs to 1.", RecipeError)
+    elif machine.gpus < wanted:
+        text = f"The training is to be spread over {wanted} GPUs, and this machine has {machine.gpus}."
+        yield _error("machine.gpus", text, f"Set the number of GPUs to {machine.gpus} or fewer.", RecipeError)
+    elif method.batch_sequences % wanted:
+        yield _error("method.batch_sequences", *undivided(method.batch_sequences, wanted), RecipeError)
 
 
 def _error(field: str, text: str, hint: str, kind: type[QuantStudioError]) -> Problem:

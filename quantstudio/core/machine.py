@@ -29,13 +29,15 @@ class Machine:
     """Free bytes on the disk that holds the folder asked about."""
     gpu: str = ""
     gpu_memory: int = 0
+    gpus: int = 0
+    """How many GPUs there are; `gpu` and `gpu_memory` are those of the first."""
 
 
 def read_machine(folder: Path) -> Machine:
     """Look at this machine, and at the disk on which `folder` lies or will be made."""
     system = psutil.virtual_memory()
     memory, available = within_container(system.total, system.available)
-    gpu, gpu_memory = _gpu()
+    gpu, gpu_memory, gpus = _gpus()
     return Machine(
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         memory=memory,
@@ -43,6 +45,7 @@ def read_machine(folder: Path) -> Machine:
         free_disk=free_disk(folder),
         gpu=gpu,
         gpu_memory=gpu_memory,
+        gpus=gpus,
     )
 
 
@@ -71,17 +74,21 @@ def free_disk(folder: Path) -> int:
 
 
 @cache
-def _gpu() -> tuple[str, int]:
-    """Name and memory of the first NVIDIA GPU; ("", 0) without one. Asked once: hardware does not change."""
+def _gpus() -> tuple[str, int, int]:
+    """Name and memory of the first NVIDIA GPU, and how many there are; ("", 0, 0) without one.
+
+    Asked once: hardware does not change.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return "", 0
-    command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "--id=0"]
+        return "", 0, 0
+    command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS, check=True, stdin=subprocess.DEVNULL
         )
-        name, _, mebibytes = done.stdout.strip().rpartition(",")
-        return name.strip(), int(mebibytes) << 20
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return "", 0  # a driver that does not answer is as good as none here; the engine asks torch itself
+        lines = done.stdout.strip().splitlines()
+        name, _, mebibytes = lines[0].rpartition(",")
+        return name.strip(), int(mebibytes) << 20, len(lines)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return "", 0, 0  # a driver that does not answer is as good as none here; the engine asks torch itself

@@ -248,6 +248,16 @@ class MachineSection(Section):
             "labels": {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)"},
         },
     )
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        title="GPUs for training",
+        description="Over how many GPUs of this machine a training (QAT, or a fine-tune) is spread. Each then keeps "
+        "only its share of the weights, their gradients and the optimizer's memory (FSDP), so that larger models fit; "
+        "what is learnt stays the same. The sequences in a step must divide among them. All other work uses one GPU.",
+        json_schema_extra=ADVANCED,
+    )
     threads: int = Field(
         default=0,
         ge=0,

@@ -240,3 +240,13 @@ METHOD_NAMES = {
     "finetune_gptq": "fine-tuned, GPTQ",
 }
 """What a method adds to the name of a scheme; rounding to nearest goes without saying."""
+
+
+def undivided(sequences: int, gpus: int) -> tuple[str, str]:
+    """What is wrong with a step whose sequences do not divide among the GPUs, and what to do about it."""
+    below = sequences // gpus * gpus
+    fitting = f"{below} or {below + gpus}" if below else str(gpus)
+    return (
+        f"The {sequences} sequences in a step cannot be shared equally by {gpus} GPUs.",
+        f"Take {fitting} sequences in a step, or another number of GPUs.",
+    )

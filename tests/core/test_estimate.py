@@ -22,6 +22,7 @@ from quantstudio.core.estimate import (
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import FileText, LayersSection, MachineSection, MeasureSection, Recipe
+from quantstudio.core.recipe_method import Qat
 from quantstudio.core.schemes import W3A16, W4A16
 from quantstudio.core.working_memory import asking_memory, scoring_memory
 
@@ -186,6 +187,26 @@ def test_a_gpu_that_is_not_there_and_too_many_threads(llama):
     assert "machine.device" not in problems(llama, wanted, with_gpu)
 
 
+@pytest.mark.parametrize(
+    ("found", "wanted", "device", "batch", "field"),
+    [
+        (2, 2, "auto", 6, ""),
+        (2, 2, "auto", 0, ""),
+        (2, 4, "auto", 0, "machine.gpus"),
+        (0, 2, "auto", 0, "machine.gpus"),
+        (2, 2, "cpu", 0, "machine.gpus"),
+        (2, 2, "cuda", 5, "method.batch_sequences"),
+    ],
+)
+def test_gpus_over_which_a_training_cannot_be_spread(llama, found, wanted, device, batch, field):
+    machine = dataclasses.replace(BIG, gpu="H200" if found else "", gpu_memory=141 * GB if found else 0, gpus=found)
+    section = MachineSection(gpus=wanted, device=device)
+    trained = recipe(machine=section).model_copy(update={"method": Qat(batch_sequences=batch)})
+    wrong = {name for name, problem in problems(llama, trained, machine).items() if problem.level is Level.ERROR}
+    assert wrong == ({field} if field else set())
+    assert "machine.gpus" not in problems(llama, recipe(machine=section), machine), "nothing is trained"
+
+
 def test_this_machine_can_quantize_a_tiny_model(llama, tmp_path):
     assert check_machine(llama, recipe(), tmp_path / "runs" / "not" / "there").output_bytes > 0
 
@@ -213,10 +234,12 @@ def test_this_machine_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("script", "gpu"),
     [
-        ("echo 'NVIDIA H200, 143771'", ("NVIDIA H200", 143771 << 20)),
-        ("echo 'No devices were found'", ("", 0)),
-        ("echo broken; exit 9", ("", 0)),
-        ("exec sleep 30", ("", 0)),
+        ("echo 'NVIDIA H200, 143771'", ("NVIDIA H200", 143771 << 20, 1)),
+        ("echo 'NVIDIA H200, 143771'; echo 'NVIDIA T4, 15360'", ("NVIDIA H200", 143771 << 20, 2)),
+        ("echo 'No devices were found'", ("", 0, 0)),
+        ("true", ("", 0, 0)),
+        ("echo broken; exit 9", ("", 0, 0)),
+        ("exec sleep 30", ("", 0, 0)),
     ],
 )
 def test_the_gpu_is_asked_through_its_tool_which_may_fail_or_hang(tmp_path, monkeypatch, script, gpu):
@@ -225,8 +248,8 @@ def test_the_gpu_is_asked_through_its_tool_which_may_fail_or_hang(tmp_path, monk
     tool.chmod(0o755)
     monkeypatch.setattr(machine_module.shutil, "which", lambda _: str(tool))
     monkeypatch.setattr(machine_module, "GPU_QUERY_SECONDS", 0.5)
-    machine_module._gpu.cache_clear()
+    machine_module._gpus.cache_clear()
     try:
-        assert machine_module._gpu() == gpu
+        assert machine_module._gpus() == gpu
     finally:
-        machine_module._gpu.cache_clear()
+        machine_module._gpus.cache_clear()

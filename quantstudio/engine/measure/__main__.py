@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from quantstudio.core import protocol
 from quantstudio.core.recipe import KvCache
+from quantstudio.engine.child import end_with_parent, send, take_stdio
 from quantstudio.engine.failures import as_message, details
 from quantstudio.engine.measure.memory import MemorySampler
 from quantstudio.engine.measure.spec import QUALITY_PHASE, Measured, MeasureSpec
@@ -25,22 +25,17 @@ from quantstudio.engine.reporter import Reporter
 
 def main() -> int:
     """Measure as told on stdin. Returns the exit status: 0 with a result, 1 with an error."""
-    commands, messages = _take_stdio()
+    commands, messages = take_stdio()
     spec = MeasureSpec.model_validate_json(commands.readline())
-    threading.Thread(target=_die_with_parent, args=(commands,), daemon=True).start()
-
-    def send(message: protocol.Message) -> None:
-        data = memoryview(protocol.encode(message))
-        while data:
-            data = data[os.write(messages, data) :]
-
+    end_with_parent(commands)
+    say = partial(send, messages)
     try:
-        measured = _measure_sampled(spec, Reporter(send))
+        measured = _measure_sampled(spec, Reporter(say))
     except BaseException as error:  # panics of Rust libraries are not Exceptions
-        send(protocol.Log(t=time.time(), level="debug", text=details(error)))
-        send(as_message(error, time.time()))
+        say(protocol.Log(t=time.time(), level="debug", text=details(error)))
+        say(as_message(error, time.time()))
         return 1
-    send(protocol.Result(t=time.time(), data=measured.model_dump(mode="json")))
+    say(protocol.Result(t=time.time(), data=measured.model_dump(mode="json")))
     return 0
 
 
@@ -88,22 +83,6 @@ def _measure_sampled(spec: MeasureSpec, reporter: Reporter) -> Measured:
     # The parent sees this process's memory, but only the process itself knows what it holds on the GPU.
     with MemorySampler(reporter.emit):
         return measure(spec, reporter)
-
-
-def _take_stdio() -> tuple[BinaryIO, int]:
-    """Private copies of descriptors 0 and 1, not inherited; then 0 reads nothing and 1 is the log (descriptor 2)."""
-    commands, messages = os.fdopen(os.dup(0), "rb"), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return commands, messages
-
-
-def _die_with_parent(commands: BinaryIO) -> None:
-    while commands.read(1):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

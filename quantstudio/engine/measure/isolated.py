@@ -9,21 +9,17 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import subprocess
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psutil
 
-from quantstudio.core import errors, protocol
+from quantstudio.core import protocol
 from quantstudio.core.errors import OutOfMemory, QuantStudioError, WorkerLost
 from quantstudio.core.humanize import human_bytes
-from quantstudio.core.job_environment import JOB_ENVIRONMENT
-from quantstudio.core.paths import PACKAGE
+from quantstudio.engine.child import Child, as_error, child_environment
 from quantstudio.engine.failures import without_secrets
 from quantstudio.engine.measure.environment import thread_count
 from quantstudio.engine.measure.spec import QUALITY_PHASE, Measured, MeasureSpec
@@ -31,14 +27,6 @@ from quantstudio.engine.reporter import Reporter
 
 COMMAND = (sys.executable, "-P", "-m", "quantstudio.engine.measure")
 _POLL_S = 0.1
-_LAST_WORDS = 20
-_KINDS = {cls.kind: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, QuantStudioError)}
-
-
-class MeasureFailed(QuantStudioError):
-    """The measuring process reports an error of no named class."""
-
-    kind = "internal"
 
 
 def measure_isolated(spec: MeasureSpec, reporter: Reporter, on_quality: Callable[[], None]) -> Measured:
@@ -66,55 +54,11 @@ def measure_isolated(spec: MeasureSpec, reporter: Reporter, on_quality: Callable
         raise _lost(child.process.wait(), peak, child.last_words(), reporter)
 
 
-class _Child:
-    """A measuring process with threads that read what it says, so that it never waits for a full pipe."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.lines: queue.Queue[bytes | None] = queue.Queue()
-        self._words: deque[str] = deque(maxlen=_LAST_WORDS)
-        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._listen, self._keep_words)]
-        for thread in self._threads:
-            thread.start()
-
-    def last_words(self) -> str:
-        """The end of what it wrote to its log. Waits for the log's end."""
-        self._threads[1].join()
-        return "\n".join(self._words)
-
-    def end(self) -> None:
-        """Kill it if it lives, and wait until nothing of it is left."""
-        self.process.kill()
-        self.process.wait()
-        for thread in self._threads:
-            thread.join()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
-
-    def _listen(self) -> None:
-        for line in self.process.stdout or ():
-            self.lines.put(line)
-        self.lines.put(None)
-
-    def _keep_words(self) -> None:
-        for line in self.process.stderr or ():
-            if text := line.decode("utf-8", "replace").strip():
-                self._words.append(text)
-
-
 @contextmanager
-def _running(spec: MeasureSpec) -> Iterator[_Child]:
+def _running(spec: MeasureSpec) -> Iterator[Child]:
     """A running process that has its spec; however the block is left, it is dead afterwards."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(COMMAND, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(spec))
-    child = _Child(process)
+    child = Child(COMMAND, _environment(spec), spec.model_dump_json().encode())
     try:
-        if process.stdin is not None:
-            # Left open: the process ends when it closes, that is when this one dies. When it cannot even read this,
-            # the loop that waits for its messages finds out why.
-            with suppress(BrokenPipeError):
-                process.stdin.write(spec.model_dump_json().encode() + b"\n")
         yield child
     finally:
         child.end()
@@ -122,22 +66,13 @@ def _running(spec: MeasureSpec) -> Iterator[_Child]:
 
 def _environment(spec: MeasureSpec) -> dict[str, str]:
     threads = str(thread_count(spec.machine))
-    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    return (
-        os.environ
-        | JOB_ENVIRONMENT
-        | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-        }
-    )
+    return child_environment() | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
 def _pass_on(message: protocol.Message, reporter: Reporter, on_quality: Callable[[], None]) -> None:
     match message:
-        case protocol.Error(kind=kind, what=what, why=why, hint=hint, field=field):
-            raise _KINDS.get(kind, MeasureFailed)(what, why=why, hint=hint, field=field)
+        case protocol.Error():
+            raise as_error(message)
         case protocol.Phase(id=id):
             if id == QUALITY_PHASE:
                 on_quality()

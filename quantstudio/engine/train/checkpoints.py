@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quantstudio.core.disk import flush_file, flush_folder, partial_of, remove_tree, write_atomically
+from quantstudio.engine.train import group
+from quantstudio.engine.train.shard import put, whole
 
 _BEST = "best.safetensors"
 _LAST = "checkpoint"
@@ -37,14 +39,17 @@ class Checkpoints:
     """The training's part of a run's work folder."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.writing = partial_of(folder / _LAST)
-        """Where the Trainer writes; emptied at the start."""
-        remove_tree(self.writing)
+        """Where the Trainer writes."""
         self._old = partial_of(folder / f"{_LAST}-old")
+
+    def tidy(self) -> None:
+        """Put right what a killed process has left; first of all, in the process that writes. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_tree(self.writing)
         if self._old.is_dir() and self.last() is None:  # killed between the two renames of `publish`
-            self._old.rename(folder / _LAST)
+            self._old.rename(self.folder / _LAST)
 
     def last(self) -> Path | None:
         """The last whole checkpoint."""
@@ -94,13 +99,22 @@ class Checkpoints:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter that trains, by name; one that has several places (tied) under its first."""
-    return {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+    """Every parameter that trains, whole, by name; one that has several places (tied) under its first.
+
+    Where several processes train, every one must call this, and only the first gets anything.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            tensor = whole(value.detach())
+            if group.is_first():
+                found[name] = tensor.contiguous()
+    return found
 
 
 @torch.no_grad()
 def load_trained(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """The opposite of `trained_tensors`. Raises KeyError when one is missing."""
+    """The opposite of `trained_tensors`, in every process. Raises KeyError when one is missing."""
     for name, value in model.named_parameters():
         if value.requires_grad:
-            value.copy_(tensors[name])
+            put(value, tensors[name])

@@ -6,8 +6,13 @@ passage is seen once before any is seen again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from quantstudio.engine.train.loss import IGNORED
@@ -16,6 +21,25 @@ from quantstudio.engine.train.loss import IGNORED
 def labelled(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Labels for tokens `[sequences, length]`: the tokens themselves where they count, IGNORED elsewhere."""
     return torch.where(mask, ids, IGNORED)
+
+
+@dataclass(frozen=True)
+class Passages:
+    """What a training reads of `PreparedData`: token ids and masks of what counts, `[sequences, length]` each."""
+
+    training: torch.Tensor
+    training_mask: torch.Tensor
+    held_out: torch.Tensor
+    held_out_mask: torch.Tensor
+
+    def save(self, path: Path) -> None:
+        """Write them for another process, replacing the file. Raises OSError."""
+        save_file({name: value.contiguous() for name, value in vars(self).items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The opposite of `save`."""
+        return cls(**load_file(path))
 
 
 class Lessons(Dataset[dict[str, torch.Tensor]]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from quantstudio.core.humanize import human_seconds
 from quantstudio.core.recipe_method import PRESET_STEPS
 from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.train import group
 from quantstudio.engine.train.checkpoints import Checkpoints, trained_tensors
 from quantstudio.engine.train.evaluate import PROMPT_TOKENS, SAMPLES, continuations, held_out_score, weights_shown
 from quantstudio.engine.train.settings import Settings
+from quantstudio.engine.train.shard import reshard
 
 _TIMED_STEPS = 3
 """Steps that are timed, after the first, before it is said how long the training will take."""
 
 
 class Judge:
-    """Scores the student on held-out text and keeps it when it is the best so far."""
+    """Scores the student on held-out text and keeps it when it is the best so far.
+
+    Where several processes train, each of them scores all of the text, because each holds a share of the weights.
+    """
 
     def __init__(
         self,
@@ -42,20 +48,26 @@ class Judge:
         """Report loss, perplexity and samples of the student as it is; keep its weights if they are the best."""
         self._reporter.check_cancel()
         self._student.eval()
-        with weights_shown(self._student):
+        # Sharded weights are gathered for every pass in any case, and kept whole they might not fit.
+        with nullcontext() if group.together() else weights_shown(self._student):
             score = held_out_score(self._student, self._teacher, self._ids, self._labels, self._settings.objective)
             self._write_samples(step)
         self._reporter.metric("eval/loss", score.loss, step, "nats")
         self._reporter.metric("eval/perplexity", score.perplexity, step)
+        reshard(self._student)
         best = self._checkpoints.best()
-        if best is None or score.loss < best[1]:
-            self._checkpoints.keep_best(trained_tensors(self._student), step, score.loss)
+        (better,) = group.agreed(best is None or score.loss < best[1])
+        if better:
+            tensors = trained_tensors(self._student)
+            if group.is_first():
+                self._checkpoints.keep_best(tensors, step, score.loss)
         return {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
 
     def stale_steps(self, step: int) -> int:
         """Steps since the best evaluation."""
         best = self._checkpoints.best()
-        return step - best[0] if best else 0
+        (steps,) = group.agreed(step - best[0] if best else 0)
+        return int(steps)
 
     def _write_samples(self, step: int) -> None:
         if self._tokenizer is None:

@@ -2,13 +2,17 @@
 
 A training that diverges goes back to its last checkpoint with half the learning rate; the fourth time it gives up. A
 killed run goes on from the last checkpoint, with the same result as if it had not been killed.
+
+On several GPUs every process does what is done here, step by step together (`group`); the first of them is the one that
+was asked for the training, and alone reports and writes.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +20,9 @@ import torch
 
 from quantstudio.core.errors import QuantStudioError, RecipeError, TrainingDiverged
 from quantstudio.core.first_layers import kept_part
-from quantstudio.core.model_info import ModelInfo
-from quantstudio.core.plan import QuantizationPlan
+from quantstudio.core.humanize import human_bytes
+from quantstudio.core.model_info import ModelInfo, read_model_info
+from quantstudio.core.plan import QuantizationPlan, make_plan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_method import FineTune, Qat
 from quantstudio.core.run_store import WORK
@@ -25,17 +30,21 @@ from quantstudio.engine.architecture import Architecture, inspect_architecture
 from quantstudio.engine.chosen import Chosen
 from quantstudio.engine.interrupt import checked
 from quantstudio.engine.kernels.registry import REFERENCE as REFERENCE_KERNELS
-from quantstudio.engine.load import LoadedModel, load_model
-from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.load import LoadedModel, load_model, resolve_device
+from quantstudio.engine.reporter import Reporter, silent
+from quantstudio.engine.train import group
 from quantstudio.engine.train.adapter import save_adapter
 from quantstudio.engine.train.checkpoints import Checkpoints, TrainingState
-from quantstudio.engine.train.data import Lessons, labelled
+from quantstudio.engine.train.crew import Task, crew, gpus_of
+from quantstudio.engine.train.data import Lessons, Passages, labelled
 from quantstudio.engine.train.evaluate import held_out_score
 from quantstudio.engine.train.fit import fit, set_recompute
 from quantstudio.engine.train.follow import Follower, Judge
+from quantstudio.engine.train.group import Seat, joined, open_store
 from quantstudio.engine.train.objective import Lesson
 from quantstudio.engine.train.rivals import calibrated_rivals
 from quantstudio.engine.train.settings import Settings, settle
+from quantstudio.engine.train.shard import shard
 from quantstudio.engine.train.shorten import require_same_layers
 from quantstudio.engine.train.student import Student, Training, make_student
 from quantstudio.engine.train.trainer import Diverged, Place, QatTrainer
@@ -51,6 +60,7 @@ ADAPTER, TENSORBOARD = "adapter", "tensorboard"
 """Folders of the run: LoRA's matrices in peft's format, and TensorBoard's events."""
 _PART = "trained"
 _CHOSEN, _TRAINING = "chosen", "training"
+_PASSAGES = "passages.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,10 +73,12 @@ class Course:
     method: Qat | FineTune
     settings: Settings
     teacher: LoadedModel
-    data: PreparedData
+    data: Passages
     run_folder: Path
     rivals: Mapping[str, Path]
     reporter: Reporter
+    check: Callable[[], None]
+    """Asked before each layer of every pass; raises what ends the training."""
 
     def student(self) -> Student:
         """A student that has learnt nothing yet."""
@@ -83,79 +95,167 @@ class Course:
 
 
 def train_weights(
-    info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, run_folder: Path, data: PreparedData, reporter: Reporter
+    info: ModelInfo,
+    plan: QuantizationPlan,
+    recipe: Recipe,
+    run_folder: Path,
+    data: PreparedData,
+    reporter: Reporter,
+    processes: int = 0,
 ) -> Chosen:
     """Train as the recipe's method (QAT or a fine-tune) says; goes on where an earlier process stopped.
+
+    `processes`: 0 for one on each GPU that the recipe asks for; tests set it, since several can train on a CPU, too.
 
     The result holds, for QAT, codes and scales of every planned matrix, and in both cases the trained values of every
     other tensor, all of the evaluation with the smallest held-out loss. Raises TrainingDiverged, OutOfMemory,
     Cancelled, and what loading a model raises.
     """
-    if not isinstance(recipe.method, Qat | FineTune):
-        raise RecipeError(f"The method {recipe.method.kind} does not train.", field="method.kind")
     work = run_folder / WORK
     chosen = Chosen(work / _CHOSEN)
     if chosen.has(_PART):
         return chosen
     if (kept := kept_part(info, recipe)).removed_layers:
         require_same_layers(kept)
-    info = kept
-    teacher = load_model(info.path, recipe.machine.device, reporter)
-    settings = settle(recipe.method, info, plan, data.training.shape[1], recipe.machine.seed)
-    comparable = settings.rounds and not settings.shortened
-    rivals = calibrated_rivals(recipe, run_folder.parent) if comparable else {}
-    course = Course(
-        info, plan, inspect_architecture(info), recipe.method, settings, teacher, data, run_folder, rivals, reporter
-    )
+    passages = Passages(data.training, data.training_mask, data.held_out, data.held_out_mask)
+    count = processes or gpus_of(recipe.machine)
     checkpoints = Checkpoints(work / _TRAINING)
-    _attempts(course, checkpoints)
+    checkpoints.tidy()
+    if count == 1:
+        course = _course(info, plan, recipe, run_folder, passages, reporter, reporter.check_cancel, count)
+        _attempts(course, checkpoints)
+    else:
+        course = _trained_together(info, plan, recipe, run_folder, passages, reporter, count)
     student = course.student()
     checkpoints.load_best(student.model)
-    if settings.lora_rank:
-        save_adapter(student, run_folder / ADAPTER, settings.lora_rank, info.name)
+    if course.settings.lora_rank:
+        save_adapter(student, run_folder / ADAPTER, course.settings.lora_rank, info.name)
         reporter.artifact("adapter", str(run_folder / ADAPTER))
     chosen.put(_PART, dict(student.results()), dict(student.changed()))
     return chosen
 
 
+def take_part(task: Task, ready: Callable[[], None]) -> None:
+    """In another process than the first: train with it until it has what it wants. `ready` is called before joining.
+
+    Raises TrainingDiverged, and RuntimeError when another process goes away.
+    """
+    run_folder, seat = Path(task.run_folder), task.seat
+    info = read_model_info(Path(task.model))
+    if seat.device == "cuda":
+        torch.cuda.set_device(seat.rank)
+    plan = make_plan(info, task.recipe)
+    passages = Passages.load(Path(task.passages))
+    course = _course(info, plan, task.recipe, run_folder, passages, silent(), lambda: None, seat.count)
+    ready()
+    with joined(seat):
+        _attempts(course, Checkpoints(run_folder / WORK / _TRAINING))
+
+
+def _trained_together(
+    info: ModelInfo,
+    plan: QuantizationPlan,
+    recipe: Recipe,
+    run_folder: Path,
+    passages: Passages,
+    reporter: Reporter,
+    count: int,
+) -> Course:
+    """Train with `count` - 1 processes beside this one, which are gone afterwards."""
+    store = open_store(count)
+    seat = Seat(rank=0, count=count, port=store.port, device=resolve_device(recipe.machine.device))
+    file = run_folder / WORK / _TRAINING / _PASSAGES
+    passages.save(file)
+    task = Task(seat=seat, model=str(info.path), recipe=recipe, run_folder=str(run_folder), passages=str(file))
+    try:
+        with crew(task, reporter) as others:
+            course = _course(info, plan, recipe, run_folder, passages, reporter, others.check, count)
+            others.wait_until_ready()
+            with joined(seat, store):
+                _attempts(course, Checkpoints(run_folder / WORK / _TRAINING))
+            return course
+    finally:
+        with suppress(OSError):
+            file.unlink()
+
+
+def _course(
+    info: ModelInfo,
+    plan: QuantizationPlan,
+    recipe: Recipe,
+    run_folder: Path,
+    passages: Passages,
+    reporter: Reporter,
+    check: Callable[[], None],
+    gpus: int,
+) -> Course:
+    method = recipe.method
+    if not isinstance(method, Qat | FineTune):
+        raise RecipeError(f"The method {method.kind} does not train.", field="method.kind")
+    info = kept_part(info, recipe)
+    settings = settle(method, info, plan, passages.training.shape[1], recipe.machine.seed, gpus)
+    teacher = load_model(info.path, recipe.machine.device, reporter)
+    comparable = settings.rounds and not settings.shortened
+    rivals = calibrated_rivals(recipe, run_folder.parent) if comparable else {}
+    architecture = inspect_architecture(info)
+    return Course(info, plan, architecture, method, settings, teacher, passages, run_folder, rivals, reporter, check)
+
+
 def _attempts(course: Course, checkpoints: Checkpoints) -> None:
     state = checkpoints.read_state()
     while True:
+        state = _agreed(state)
         student = course.student()
+        if group.together():
+            shard(student.model, course.teacher.device)
         lesson = Lesson(
             student.model, course.teacher.model if _needs_teacher(course) else None, course.settings.objective
         )
         if not state.micro_batch:
             state = _fitted(course, lesson, state)
-            checkpoints.write_state(state)
+            _remember(checkpoints, state)
         set_recompute(lesson, state.recompute)
-        check = course.reporter.check_cancel
         try:
-            with checked(student.model, check), checked(course.teacher.model, check):
+            with checked(student.model, course.check), checked(course.teacher.model, course.check):
                 _attempt(course, student, lesson, Place(course.teacher.device, state, checkpoints))
+            _say_memory(course)
             return
         except Diverged:
             state = replace(state, halvings=state.halvings + 1)
             if state.halvings >= ATTEMPTS:
                 raise _gave_up(course) from None
-            checkpoints.write_state(state)
+            _remember(checkpoints, state)
             _say_halved(course, checkpoints, state)
         del student, lesson
         gc.collect()
 
 
+def _agreed(state: TrainingState) -> TrainingState:
+    """The first process's state, which alone has read and written it in due time."""
+    micro, recompute, halvings = group.agreed(*astuple(state))
+    return TrainingState(int(micro), bool(recompute), int(halvings))
+
+
+def _remember(checkpoints: Checkpoints, state: TrainingState) -> None:
+    if group.is_first():
+        checkpoints.write_state(state)
+
+
 def _attempt(course: Course, student: Student, lesson: Lesson, place: Place) -> None:
     settings, data = course.settings, course.data
     last = place.checkpoints.last()
-    if last is None:
-        _reference(course)
+    if not any(group.agreed(last is not None)):
+        last = None
+        if group.is_first():
+            _reference(course)
     teacher = course.teacher.model if _needs_teacher(course) else None
     held_out = course.held_out()
     judge = Judge(
         student.model, teacher, held_out, course.teacher.tokenizer, settings, place.checkpoints, course.reporter
     )
     tokens = settings.batch * data.training.shape[1]
-    follower = Follower(judge, settings, course.reporter, tokens, course.run_folder / TENSORBOARD)
+    events = course.run_folder / TENSORBOARD if group.is_first() else None
+    follower = Follower(judge, settings, course.reporter, tokens, events)
     lessons = Lessons(data.training, data.training_mask, settings.steps * settings.batch, settings.seed)
     trainer = QatTrainer(lesson, lessons, settings, place, [follower])
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -184,9 +284,11 @@ def _reference(course: Course) -> None:
 def _fitted(course: Course, lesson: Lesson, state: TrainingState) -> TrainingState:
     length = course.data.training.shape[1]
     checkpointing = course.method.gradient_checkpointing
-    micro, recompute = fit(lesson, course.settings.batch, length, checkpointing, course.teacher.device)
+    share = course.settings.batch // group.count()
+    micro, recompute = fit(lesson, share, length, checkpointing, course.teacher.device)
     how = ", activations computed again to save memory" if recompute else ""
-    course.reporter.log(f"Training with {micro} of {course.settings.batch} sequences at a time{how}.")
+    spread = f" on each of {group.count()} GPUs" if group.together() else ""
+    course.reporter.log(f"Training with {micro} of {course.settings.batch} sequences at a time{spread}{how}.")
     return replace(state, micro_batch=micro, recompute=recompute)
 
 
@@ -200,6 +302,12 @@ def _say_halved(course: Course, checkpoints: Checkpoints, state: TrainingState) 
     course.reporter.notice(
         f"The loss ran away. Training goes on {where} with half the learning rate ({rate:.1e}).", "warning"
     )
+
+
+def _say_memory(course: Course) -> None:
+    if group.together() and course.teacher.device == "cuda":
+        (peak,) = group.largest(torch.cuda.max_memory_allocated())
+        course.reporter.log(f"Of {group.count()} GPUs the fullest held {human_bytes(int(peak))} at its peak.")
 
 
 def _gave_up(course: Course) -> TrainingDiverged:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantstudio.core.errors import RecipeError
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import QuantizationPlan
-from quantstudio.core.recipe_method import PRESET_STEPS, STEP_TOKENS, FineTune, Qat
+from quantstudio.core.recipe_method import PRESET_STEPS, STEP_TOKENS, FineTune, Qat, undivided
 from quantstudio.engine.train.loss import Objective
 
 _RATES = {2: 3.5e-4, 3: 2e-4, 4: 1.2e-4, 8: 5e-5}
@@ -50,15 +51,18 @@ class Settings:
 
 
 def settle(
-    method: Qat | FineTune, info: ModelInfo, plan: QuantizationPlan, sequence_length: int, seed: int
+    method: Qat | FineTune, info: ModelInfo, plan: QuantizationPlan, sequence_length: int, seed: int, gpus: int = 1
 ) -> Settings:
-    """Everything that the recipe's method leaves to us, decided."""
+    """Everything that the recipe's method leaves to us, decided.
+
+    A step has as many sequences for each of `gpus`. Raises RecipeError when those of the recipe do not divide.
+    """
     steps = method.steps or PRESET_STEPS[method.preset]
     lora = method.lora_rank if method.train == "lora" else 0
     warmup = method.warmup_steps if method.warmup_steps >= 0 else min(_LONGEST_WARMUP, steps // 5)
     return Settings(
         steps=steps,
-        batch=method.batch_sequences or max(1, STEP_TOKENS // sequence_length),
+        batch=_batch(method.batch_sequences, sequence_length, gpus),
         rate=method.learning_rate or automatic_rate(info.parameters, _mean_bits(method, plan), lora),
         warmup=min(warmup, steps - 1),
         evaluate_every=max(1, math.ceil(steps / method.evaluations)),
@@ -69,6 +73,13 @@ def settle(
         rounds=isinstance(method, Qat),
         shortened=info.removed_layers > 0,
     )
+
+
+def _batch(wanted: int, sequence_length: int, gpus: int) -> int:
+    if wanted % gpus:
+        what, hint = undivided(wanted, gpus)
+        raise RecipeError(what, hint=hint, field="method.batch_sequences")
+    return wanted or math.ceil(max(1, STEP_TOKENS // sequence_length) / gpus) * gpus
 
 
 def automatic_rate(weights: int, bits: float, lora: int) -> float:

@@ -121,8 +121,8 @@ def test_what_libraries_print_cannot_reach_the_protocol():
     """Prints, and questions asked on stdin, go nowhere near the two pipes."""
     code = (
         "import os, sys\n"
-        "from quantstudio.engine.measure.__main__ import _take_stdio\n"
-        "commands, messages = _take_stdio()\n"
+        "from quantstudio.engine.child import take_stdio\n"
+        "commands, messages = take_stdio()\n"
         "print('noise'); os.system('echo noise'); sys.stdout.flush()\n"
         "try:\n    input('Run custom code? ')\nexcept EOFError:\n    os.write(messages, b'asked nobody\\n')\n"
         "os.write(messages, commands.readline())\n"

@@ -98,7 +98,11 @@ def run_contest(job: ContestJob, reporter: Reporter, conduct: Conduct) -> Contes
 
 
 def compare(recipe: Recipe, made: Sequence[Made], failed: Sequence[Failed], reporter: Reporter) -> Contest:
-    """Score the original and every contestant on the recipe's evaluation text, and conclude."""
+    """Score the original and every contestant on the recipe's evaluation text, and conclude.
+
+    Contestants run as the recipe's machine section says: on its kernel, and with its key-value cache. The original
+    keeps what it has read as it comes.
+    """
     import torch
 
     from quantstudio.engine.load import load_model
@@ -106,19 +110,21 @@ def compare(recipe: Recipe, made: Sequence[Made], failed: Sequence[Failed], repo
     from quantstudio.engine.measure.quality import block_sums, quality_windows, score
     from quantstudio.engine.measure.text import read_text
 
-    torch.set_num_threads(thread_count(recipe.machine))
+    machine = recipe.machine
+    torch.set_num_threads(thread_count(machine))
     info = read_model_info(resolve_model(recipe.model))
     text = read_text(recipe.measure.text, recipe.measure.quality_tokens)
-    original = load_model(info.path, recipe.machine.device, reporter)
-    windows = quality_windows(original, text, recipe.measure, recipe.machine.seed, reporter)
+    original = load_model(info.path, machine.device, reporter)
+    windows = quality_windows(original, text, recipe.measure, machine.seed, reporter)
     scored = []
     for each in made:
         reporter.check_cancel()
-        loaded = load_model(each.folder / run_store.MODEL, recipe.machine.device, reporter)
-        scored.append(Scored(each.contestant, block_sums(score(original.model, loaded.model, windows, reporter))))
+        loaded = load_model(each.folder / run_store.MODEL, machine.device, reporter, machine.kernel)
+        scores = score(original.model, loaded.model, windows, reporter, kv_cache=machine.kv_cache)
+        scored.append(Scored(each.contestant, block_sums(scores)))
         del loaded
         gc.collect()
-    figures = conclude(scored, recipe.machine.seed)
+    figures = conclude(scored, machine.seed)
     rows = [_original_row(figures, made[0].result), *(_row(each, figures) for each in made)]
     best, words = recommend(tuple(rows), figures.pairs, figures.gap)
     return Contest(

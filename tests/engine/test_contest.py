@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantstudio.core import protocol
+from quantstudio.core import protocol, run_store
 from quantstudio.core.contest import CONTEST_FILE, Contest, Contestant, Verdict
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.jobs import ContestJob, RunJob
 from quantstudio.core.recipe import MachineSection, MeasureSection, ModelSection, Recipe
 from quantstudio.core.schemes import W4A16
+from quantstudio.engine import load
 from quantstudio.engine.conduct import conduct
-from quantstudio.engine.contest import Scored, conclude, run_contest
+from quantstudio.engine.contest import Made, Scored, compare, conclude, run_contest
+from quantstudio.engine.load import LoadedModel, load_model
 from quantstudio.engine.measure.bootstrap import BlockSums, quality_intervals
-from quantstudio.engine.reporter import silent
+from quantstudio.engine.reporter import Reporter, silent
 
 ORIGINAL, RTN, HQQ, GPTQ = Contestant.ORIGINAL, Contestant.RTN, Contestant.HQQ, Contestant.GPTQ
 
@@ -75,15 +77,23 @@ def fail_all_but_rounding(message: str) -> Callable[..., protocol.Message]:
     return carry_out
 
 
-def test_a_contest_of_runs(tiny_folder: Path, tmp_path: Path) -> None:
-    recipe = Recipe(
+@pytest.fixture(scope="module")
+def recipe(tiny_folder: Path) -> Recipe:
+    return Recipe(
         model=ModelSection(id=str(tiny_folder)),
         scheme=W4A16(group_size=32),
         measure=MeasureSection(quality_tokens=1024, window=64),
-        machine=MachineSection(threads=1),
+        machine=MachineSection(device="cpu", threads=1, kernel="dequantized"),
     )
-    job = ContestJob(recipe=recipe, folder=str(tmp_path), contestants=(HQQ, RTN))
-    contest = run_contest(job, silent(), fail_all_but_rounding("It broke."))
+
+
+@pytest.fixture(scope="module")
+def contest(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Contest:
+    job = ContestJob(recipe=recipe, folder=str(tmp_path_factory.mktemp("contest")), contestants=(HQQ, RTN))
+    return run_contest(job, silent(), fail_all_but_rounding("It broke."))
+
+
+def test_a_contest_of_runs(contest: Contest) -> None:
     assert [row.contestant for row in contest.rows] == [ORIGINAL, RTN]
     assert [(each.contestant, each.why) for each in contest.failed] == [(HQQ, "It broke.")]
     rounded = contest.row(RTN)
@@ -94,6 +104,33 @@ def test_a_contest_of_runs(tiny_folder: Path, tmp_path: Path) -> None:
     assert (folder / "model" / "model.safetensors").is_file()
     assert Contest.model_validate_json((folder / CONTEST_FILE).read_bytes()) == contest
     assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "done"
+
+
+def test_contestants_run_on_the_kernel_and_with_the_cache_that_the_recipe_asks_for(
+    contest: Contest, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels: list[set[str]] = []
+
+    def load_and_note(folder: Path, device: str, reporter: Reporter, kernel: str = "auto") -> LoadedModel:
+        loaded = load_model(folder, device, reporter, kernel)
+        kernels.append(set(loaded.kernels))
+        return loaded
+
+    monkeypatch.setattr(load, "load_model", load_and_note)
+    rounded = contest.row(RTN)
+    assert rounded is not None
+    folder = Path(rounded.run_folder)
+    made = Made(RTN, folder, run_store.read_result(folder), 1.0)
+
+    def kl(**how: str) -> float:
+        machine = MachineSection(**recipe.machine.model_dump() | how)
+        return compare(recipe.model_copy(update={"machine": machine}), [made], [], silent()).rows[1].kl.value
+
+    assert kl(kv_cache="int8") > rounded.kl.value * 1.0001  # the cache's own error comes on top, and is small
+    kl(kernel="cpu_int4")
+    originals, contestants = kernels[::2], kernels[1::2]
+    assert originals == [{"bf16"}, {"bf16"}]
+    assert ["dequantized" in each for each in contestants] == [True, False]
 
 
 def test_when_nobody_finishes_there_is_an_error_and_no_table(tiny_folder: Path, tmp_path: Path) -> None:

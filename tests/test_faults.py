@@ -73,16 +73,22 @@ def wait_for(look):
 
 
 @contextmanager
-def started(home, *arguments, preexec_fn=None):
-    """A command at work in a session of its own; afterwards nothing of that session may live."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "quantstudio", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=preexec_fn,
-    )
+def started(home, *arguments, warm=None, limit=0):
+    """A command at work in a session of its own; afterwards nothing of that session may live.
+
+    `warm`: forked from these workers, which saves the imports; `limit`: bytes of address space that it may take then.
+    """
+    command = [str(argument) for argument in arguments]
+    if warm:
+        process = warm.run(command, limit)
+    else:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "quantstudio", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
     try:
         yield Started(process, home)
     finally:
@@ -121,8 +127,8 @@ def failure_of(command):
     return Failure(lines[errors[0]].removeprefix("Error: "), advice, command.home, output)
 
 
-def fail(home, *arguments, preexec_fn=None):
-    with started(home, *arguments, preexec_fn=preexec_fn) as command:
+def fail(home, *arguments, **how):
+    with started(home, *arguments, **how) as command:
         return failure_of(command)
 
 
@@ -268,9 +274,9 @@ def with_nan(folder):
     ],
     ids=["no model", "missing shard", "truncated", "unknown architecture", "quantized", "NaN"],
 )
-def test_a_model_that_cannot_be_used(tmp_path, write_recipe, assert_run_failed, damage, words):
+def test_a_model_that_cannot_be_used(tmp_path, write_recipe, assert_run_failed, warm_workers, damage, words):
     damage(model := make_model(tmp_path / "tiny"))
-    failure = fail(tmp_path / "runs", *run_arguments(write_recipe(model), tmp_path / "runs"))
+    failure = fail(tmp_path / "runs", *run_arguments(write_recipe(model), tmp_path / "runs"), warm=warm_workers)
     assert re.search(words, failure.text), failure.text
     assert_run_failed(failure)
 
@@ -313,10 +319,10 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
 
 @LINUX
 @pytest.mark.parametrize("left", [MB, 0], ids=["no room for the model", "no room for one byte"])
-def test_a_disk_that_fills_while_quantizing(tmp_path, write_recipe, assert_run_failed, left):
+def test_a_disk_that_fills_while_quantizing(tmp_path, write_recipe, assert_run_failed, warm_workers, left):
     recipe = write_recipe("starter")
     with small_disk(tmp_path, "size=96m") as disk:
-        with started(disk / "runs", *run_arguments(recipe, disk / "runs")) as command:
+        with started(disk / "runs", *run_arguments(recipe, disk / "runs"), warm=warm_workers) as command:
             wait_for(partial_of(command.folder() / "model").exists)  # the room has been checked by now
             fill(disk, left)
             failure = failure_of(command)
@@ -358,9 +364,10 @@ def test_a_file_that_cannot_be_written_or_read(tmp_path, arguments):
 
 
 @LINUX
-def test_memory_that_runs_out_while_quantizing(tmp_path, write_recipe, assert_run_failed):
+def test_memory_that_runs_out_while_quantizing(tmp_path, write_recipe, assert_run_failed, warm_workers):
     model = make_model(tmp_path / "large", hidden=4096, inner=16384)
-    with started(tmp_path / "runs", *run_arguments(write_recipe(model), tmp_path / "runs")) as command:
+    command = run_arguments(write_recipe(model), tmp_path / "runs")
+    with started(tmp_path / "runs", *command, warm=warm_workers) as command:
         folder = partial_of(command.folder() / "model")
         wait_for((folder / "model.safetensors").exists)  # all is imported, the first block is on its way
         limit_memory(command.process.pid, extra=10 * MB)
@@ -371,24 +378,21 @@ def test_memory_that_runs_out_while_quantizing(tmp_path, write_recipe, assert_ru
 
 
 @LINUX
-def test_memory_that_runs_out_while_measuring(tmp_path, base_memory):
+def test_memory_that_runs_out_while_measuring(tmp_path, warm_workers):
     """Loading maps the weights twice: the second time there is no room, and it is not the model that is to blame."""
     model = make_model(tmp_path / "large", hidden=4096, inner=16384)
     weights = (model / "model.safetensors").stat().st_size
-
-    def limit():
-        limit_memory(0, base_memory + weights * 3 // 2)
-
-    failure = fail(tmp_path, "measure", model, "--machine.threads", 1, "--machine.device", "cpu", preexec_fn=limit)
+    command = ("measure", model, "--machine.threads", 1, "--machine.device", "cpu")
+    failure = fail(tmp_path, *command, warm=warm_workers, limit=warm_workers.memory + weights * 3 // 2)
     assert failure.what == "This machine's memory is not enough for this."
     assert "take a smaller model" in failure.advice[-1]
 
 
 @LINUX
-def test_a_measuring_process_that_the_system_ends_for_its_memory(tmp_path, write_recipe):
+def test_a_measuring_process_that_the_system_ends_for_its_memory(tmp_path, write_recipe, warm_workers):
     """As the kernel does it. What was quantized before is whole, and the person is told where it is."""
     recipe = write_recipe(make_model(tmp_path / "tiny"), MeasureSection())
-    with started(tmp_path / "runs", *run_arguments(recipe, tmp_path / "runs")) as command:
+    with started(tmp_path / "runs", *run_arguments(recipe, tmp_path / "runs"), warm=warm_workers) as command:
         wait_for(lambda: measuring_process(command.process.pid)).send_signal(signal.SIGKILL)
         failure = failure_of(command)
         folder = command.folder()
@@ -408,10 +412,10 @@ def measuring_process(pid):
     return None
 
 
-def limit_memory(pid, limit=0, *, extra=0):
+def limit_memory(pid, *, extra):
     import resource  # not on Windows
 
-    limit = limit or psutil.Process(pid).memory_info().vms + extra
+    limit = psutil.Process(pid).memory_info().vms + extra
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
 
 
@@ -419,28 +423,57 @@ def limit_memory(pid, limit=0, *, extra=0):
 
 
 class WarmWorkers:
-    """See `warm_workers.py`."""
+    """See `warm_workers.py`. `memory`: bytes of address space that the libraries take before there is any model."""
 
     def __init__(self, process, home):
         self._process, self._home = process, home
         assert process.stdout.readline() == "ready\n"
         self.memory = psutil.Process(process.pid).memory_info().vms
 
+    def run(self, arguments, limit):
+        """A command at work."""
+        output = self._home / f"{time.monotonic_ns()}.output"
+        return WarmCommand(self._start(output=str(output), arguments=arguments, limit=limit), output, self._ended)
+
+    def _start(self, **what):
+        self._process.stdin.write(f"{json.dumps(what)}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def _ended(self):
+        return int(self._process.stdout.readline())
+
     def work(self, recipe, moment=None):
         """Carry out the recipe and kill the worker after `moment` seconds; its run folder and how long it worked."""
         folder = run_store.create_run(self._home, recipe)
-        job = RunJob(recipe=recipe, run_folder=str(folder)).model_dump_json()
-        self._process.stdin.write(f"{folder.with_suffix('.messages')}\t{job}\n")
-        self._process.stdin.flush()
-        worker, began = int(self._process.stdout.readline()), time.monotonic()
+        job = RunJob(recipe=recipe, run_folder=str(folder)).model_dump(mode="json")
+        worker, began = self._start(output=str(folder.with_suffix(".messages")), job=job), time.monotonic()
         if moment is not None:
             time.sleep(moment)
             with suppress(psutil.NoSuchProcess):  # it was quicker than the first one
                 psutil.Process(worker).kill()
-        self._process.stdout.readline()
+        self._ended()
         seconds = time.monotonic() - began
         wait_for(lambda: gone(worker))
         return folder, seconds
+
+
+class WarmCommand:
+    """Stands where a `Popen` does."""
+
+    def __init__(self, pid, output, ended):
+        self.pid, self.returncode = pid, None
+        self._output, self._ended = output, ended
+
+    def communicate(self, timeout=None):
+        if self.returncode is None:
+            wait_for(lambda: gone(self.pid))
+            self.returncode = self._ended()
+        return self._output.read_text(), None
+
+    def kill(self):
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -453,12 +486,6 @@ def warm_workers(tmp_path_factory):
     )
     yield WarmWorkers(process, home)
     process.communicate()  # it ends when its stdin is closed
-
-
-@pytest.fixture
-def base_memory(warm_workers):
-    """Bytes of address space that the libraries take before there is any model."""
-    return warm_workers.memory
 
 
 def test_a_worker_killed_at_ten_moments_never_leaves_a_half_model(warm_workers, tmp_path):

@@ -1,8 +1,9 @@
-"""Real workers that are at work at once: forked from a process that has imported already what a job needs.
+"""Real workers and commands that are at work at once: forked from a process that has imported already what they need.
 
-For each line on stdin (where to write the messages, a tab, a job as JSON) a worker is forked in a session of its own,
-and its id printed. Behind the fork it is `python -m quantstudio.worker` to the last thread; only the seconds of imports
-are left out, so that a test can afford to kill ten.
+For each line on stdin (JSON: the file that gets what is written, and a job or the arguments of a command) one is forked
+in a session of its own, its id printed, and at its end its status. Behind the fork a worker is
+`python -m quantstudio.worker` to the last thread, and a command is `quantstudio` with these arguments; only the seconds
+of imports are left out, so that a test can afford to kill ten.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 import quantstudio.engine.conduct
 import quantstudio.engine.pipeline
 import quantstudio.engine.quantize  # noqa: F401 - imports torch and transformers
+from quantstudio.__main__ import main
 from quantstudio.core.protocol import Command
 from quantstudio.worker.serve import serve
 from quantstudio.worker.work import perform
@@ -19,21 +21,37 @@ from quantstudio.worker.work import perform
 _pipes = []
 
 
-def start(log, job):
+def start(output, job=None, arguments=(), limit=0):
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.setsid()
         os.dup2(reading, 0)
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o644), 1)
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT, 0o644), 1)
         os.close(writing)
-        serve(perform)
+        if job is not None:
+            serve(perform)
+        os.dup2(1, 2)
+        run(arguments, limit)
     os.close(reading)
-    os.write(writing, Command(name="start", payload=json.loads(job)).encode())
+    if job is not None:
+        os.write(writing, Command(name="start", payload=job).encode())
     _pipes.append(writing)  # its end would be the window's
     return pid
 
 
+def run(arguments, limit):
+    if limit:
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    status = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 print("ready", flush=True)
 for line in sys.stdin:
-    print(worker := start(*line.rstrip("\n").split("\t", 1)), flush=True)
-    print(os.waitpid(worker, 0)[1], flush=True)
+    print(worker := start(**json.loads(line)), flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
+os._exit(0)  # taking torch apart in order takes seconds

@@ -8,6 +8,10 @@ along `generate`'s text, and at each of 200 tokens must pick the same one or one
 that difference; and such ties must be few.
 """
 
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -18,7 +22,7 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.schemes import W2A16, W3A16, W4A8, W4A16, W8A8, W8A16
 from quantstudio.engine.generate import Generator
-from quantstudio.engine.load import load_model
+from quantstudio.engine.load import load_model, load_tokenizer
 from quantstudio.engine.onnx.model import load_onnx
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
@@ -27,37 +31,54 @@ TOKENS = 200
 PROMPT = "It was a dark night, and the captain of the whaler stood"
 
 
+@dataclass(frozen=True)
+class Written:
+    """The quantized starter model, and what `generate` writes with it after the prompt, by which scores."""
+
+    folder: Path
+    prompt: list[int]
+    theirs: list[int]
+    scores: list[torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """`written(scheme)`: made once for both engines."""
+
+    @cache
+    def make(scheme):
+        folder = tmp_path_factory.mktemp(scheme.kind)
+        starter, recipe = resources() / "starter", Recipe(scheme=scheme)
+        info = read_model_info(starter)
+        quantize_model(info, make_plan(info, recipe), recipe, folder, silent())
+        prompt = load_tokenizer(folder)(PROMPT)["input_ids"]
+        return Written(folder, prompt, *generate(folder, prompt))
+
+    return make
+
+
 @pytest.mark.parametrize("scheme", [W8A16(), W8A8(), W4A16(), W4A8(), W3A16(), W2A16()], ids=lambda each: each.kind)
-def test_the_same_tokens_as_generate(scheme, tmp_path):
-    starter, recipe = resources() / "starter", Recipe(scheme=scheme)
-    info = read_model_info(starter)
-    quantize_model(info, make_plan(info, recipe), recipe, tmp_path, silent())
-    loaded = load_model(tmp_path, "cpu", silent())
-    prompt = loaded.tokenizer(PROMPT)["input_ids"]
-    theirs, scores = generate(tmp_path, prompt)
-    assert_same_tokens(Generator(loaded), prompt, theirs, scores, 0.2 if scheme.kind.endswith("a8") else 0.1)
+def test_the_same_tokens_as_generate(scheme, written):
+    loaded = load_model(written(scheme).folder, "cpu", silent())
+    assert_same_tokens(Generator(loaded), written(scheme), 0.2 if scheme.kind.endswith("a8") else 0.1)
 
 
 @pytest.mark.parametrize("scheme", [W4A16(), W8A8()], ids=lambda each: each.kind)
-def test_the_same_tokens_on_onnx_runtime(scheme, tmp_path):
+def test_the_same_tokens_on_onnx_runtime(scheme, written):
     """It rounds activations to int8 under every scheme, a scale for each block of a row."""
-    starter, recipe = resources() / "starter", Recipe(scheme=scheme)
-    info = read_model_info(starter)
-    quantize_model(info, make_plan(info, recipe), recipe, tmp_path, silent())
-    other = load_onnx(tmp_path, silent())
-    prompt = other.tokenizer(PROMPT)["input_ids"]
-    assert_same_tokens(Generator(other), prompt, *generate(tmp_path, prompt), allowed=0.2)
+    other = load_onnx(written(scheme).folder, silent())
+    assert_same_tokens(Generator(other), written(scheme), 0.2)
 
 
-def assert_same_tokens(generator, prompt, theirs, scores, allowed):
-    logits, ties = generator.prefill(prompt), 0
-    for token, expected in zip(theirs, scores, strict=True):
+def assert_same_tokens(generator, written, allowed):
+    logits, ties = generator.prefill(written.prompt), 0
+    for token, expected in zip(written.theirs, written.scores, strict=True):
         picked = int(logits.argmax())
         ties += picked != token
         assert expected[token] - expected[picked] <= allowed * expected.std()
         logits = generator.decode_step(token)
     assert ties <= TOKENS * allowed / 4
-    assert len(set(theirs)) > 10
+    assert len(set(written.theirs)) > 10
 
 
 def generate(folder, prompt):

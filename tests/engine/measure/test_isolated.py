@@ -57,9 +57,23 @@ def test_a_model_measured_against_itself(tiny_folder):
     assert children() == []
 
 
-def test_an_error_in_the_process_arrives_as_the_named_error(tmp_path):
-    with pytest.raises(ModelNotFound, match=r"no config\.json"):
-        measure_isolated(spec(tmp_path), silent(), nothing)
+FAILS = """
+import sys
+from quantstudio.core import protocol
+
+sys.stdin.readline()
+error = protocol.Error(t=1.0, kind="model_not_found", what="It is gone.", why="Moved.", hint="Look.", field="model.id")
+sys.stdout.buffer.write(protocol.encode(error))
+"""
+
+
+def test_an_error_in_the_process_arrives_as_the_named_error(monkeypatch):
+    """From the real process: `test_faults`, where memory runs out while it measures."""
+    monkeypatch.setattr(isolated, "COMMAND", (sys.executable, "-c", FAILS))
+    with pytest.raises(ModelNotFound) as caught:
+        measure_isolated(spec("anywhere"), silent(), nothing)
+    error = caught.value
+    assert (error.what, error.why, error.hint, error.field) == ("It is gone.", "Moved.", "Look.", "model.id")
     assert children() == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
 from quantstudio.core.result import EngineTrial, Performance, RunResult
 
@@ -9,12 +11,23 @@ TORCH, ONNX_RUNTIME = "torch", "onnxruntime"
 NAMES = {TORCH: "torch", ONNX_RUNTIME: "ONNX Runtime"}
 FAST_ENOUGH = 100.0
 """Tokens per second from which another engine is not tried by itself: nobody reads as fast."""
+OTHER_ENGINE_TOKENS = 4096
+"""Scored at most to see whether another engine agrees: a wrong graph shows in the first hundred, and rounding is nearly
+the same everywhere."""
 AGREES = 0.05
 """Largest KL divergence, in nats, from torch's own scores of the same model. Activations rounded to int8 cost about
 0.002 on the starter model; a graph that is wrong is off by several nats."""
+ONNX_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Values of `model_type` whose models ONNX Runtime can run; whether one really can, the engine finds out."""
+_ONNX_PACKAGES = ("onnxruntime", "onnx")
 _CLEARLY = 1.05
 _SLOWEST_PROMPT = 1.5
 """How many times as long the first token may take where writing is faster."""
+
+
+def onnx_runtime_is_installed() -> bool:
+    """Whether ONNX Runtime and what writes its graphs are there."""
+    return all(find_spec(package) for package in _ONNX_PACKAGES)
 
 
 def preferred_engine(result: RunResult | None) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from quantstudio.core.engines import FAST_ENOUGH, ONNX_FAMILIES, ONNX_RUNTIME, OTHER_ENGINE_TOKENS, TORCH
 from quantstudio.core.errors import DiskProblem, ModelUnsupported, OutOfMemory, QuantStudioError, RecipeError
 from quantstudio.core.estimate_learning import NO_CORRECTION, Correction
 from quantstudio.core.estimate_method import (
@@ -25,11 +26,12 @@ from quantstudio.core.first_layers import first_layers_faults, kept_part
 from quantstudio.core.humanize import human_bytes
 from quantstudio.core.machine import Machine, read_machine
 from quantstudio.core.model_info import ModelInfo
+from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import QuantizationPlan, make_plan, misfit_sentences, unmatched_patterns
 from quantstudio.core.recipe import FileText, OnMisfit, Recipe
 from quantstudio.core.recipe_method import FineTune, Qat, undivided
 from quantstudio.core.sensitivity import may_lie_below_knee
-from quantstudio.core.working_memory import asking_memory, scoring_memory
+from quantstudio.core.working_memory import asking_memory, other_scoring_memory, scoring_memory
 
 __all__ = ["Estimate", "Level", "Machine", "Problem", "check_machine", "estimate", "read_machine"]
 
@@ -53,6 +55,10 @@ QUANTIZE_PER_WEIGHT = 40e-9
 DECODE_BYTES_PER_S = 10e9
 """Per core, up to `MEMORY_CORES`; bf16 weights read once per token (49 GB/s peak on two threads, less in a loop)."""
 MEMORY_CORES = 8
+ONNX_PREPARE_PER_WEIGHT = 4e-9
+"""Seconds: a result's weights in the other engine's order; two seconds for 494M weights on 2 cores."""
+ONNX_MEMORY = 40_000_000
+"""ONNX Runtime's libraries: a process that wrote with it peaked 38 MB above torch's (513 against 475 MB at 51M)."""
 FLOPS_PER_CORE = 2e11
 """bf16 matrix products on a core with AVX-512; without bf16 instructions several times less, hence the wide range."""
 SPREAD = (0.4, 4.0)
@@ -119,16 +125,18 @@ def estimate(
     Memory of writing the result does not grow with the model: the libraries and a few blocks of rows, and for
     mixture-of-experts models the experts of one layer, twice, which are fused as transformers wants them. Methods that
     learn from text need more (`working_memory`). Memory of measuring quality: original and result in one process, and
-    the scores of some windows for both.
+    the scores of some windows for both. A result that is slow enough is tried on ONNX Runtime as well, where that is
+    installed: in one process with the same result on torch.
     """
     plan = with_target(info, recipe, make_plan(info, recipe))
     output = plan.sizes.total
+    tried = _tries_other_engine(info, plan, recipe, machine)
     method = method_memory(info, plan, recipe, machine.available_memory - LIBRARY_MEMORY)
     asking = asking_memory(info, plan) if may_lie_below_knee(info, recipe) else 0
     quantize_memory = max(quantize_base(info) + 2 * _largest_experts(info), LIBRARY_MEMORY + max(method, asking))
-    measure_memory = _measure_memory(info, recipe, output) if recipe.measure.enabled else 0
+    measure_memory = _measure_memory(info, recipe, output, tried=tried) if recipe.measure.enabled else 0
     disk = output + COMPANION_BYTES + method_disk(info, recipe)
-    seconds = _seconds(info, recipe, machine, output) + method_seconds(info, recipe, machine)
+    seconds = _seconds(info, recipe, machine, output, tried=tried) + method_seconds(info, recipe, machine)
     quantize_memory = round(quantize_memory * correction.memory)
     measure_memory, seconds = round(measure_memory * correction.memory), seconds * correction.seconds
     costs = Estimate(
@@ -182,31 +190,54 @@ def _largest_experts(info: ModelInfo) -> int:
     return max(by_layer.values(), default=0)
 
 
-def _measure_memory(info: ModelInfo, recipe: Recipe, output: int) -> int:
+def _measure_memory(info: ModelInfo, recipe: Recipe, output: int, *, tried: bool) -> int:
     # Two processes with the libraries: the one that measures, and the one that quantized and waits for it.
     libraries = 2 * BASE_MEMORY + method_libraries(recipe)
-    return libraries + _bf16_bytes(info) + output + scoring_memory(info, recipe)
+    quality = _bf16_bytes(info) + output + scoring_memory(info, recipe)
+    other = ONNX_MEMORY + 2 * output + other_scoring_memory(info, recipe) if tried else 0
+    return libraries + max(quality, other)
+
+
+def _tries_other_engine(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, machine: Machine) -> bool:
+    """Whether the result will be measured on ONNX Runtime too, as far as that can be known before: see the pipeline."""
+    asked = recipe.machine.engine
+    on_gpu = bool(machine.gpu) and recipe.machine.device != "cpu"
+    if on_gpu or asked == TORCH or not machine.onnx_runtime or info.model_type not in ONNX_FAMILIES:
+        return False
+    if any(kept.slot.part is not Part.EMBEDDING or plan.tied_output for kept in plan.kept):
+        return False  # it runs no layer and no head in bf16
+    return asked == ONNX_RUNTIME or _bandwidth(recipe, machine) / plan.sizes.total < FAST_ENOUGH
+
+
+def _bandwidth(recipe: Recipe, machine: Machine) -> float:
+    return DECODE_BYTES_PER_S * min(_cores(recipe, machine), MEMORY_CORES)
+
+
+def _cores(recipe: Recipe, machine: Machine) -> int:
+    return min(recipe.machine.threads or machine.cores, machine.cores)
 
 
 def _bf16_bytes(info: ModelInfo) -> int:
     return 2 * info.parameters
 
 
-def _seconds(info: ModelInfo, recipe: Recipe, machine: Machine, output: int) -> float:
-    """Quantizing; then three speed measurements (original, result, original) and quality of both."""
+def _seconds(info: ModelInfo, recipe: Recipe, machine: Machine, output: int, *, tried: bool) -> float:
+    """Quantizing; then speed (original, result, result on the other engine where it is tried, original) and quality."""
     total = START_SECONDS + info.parameters * QUANTIZE_PER_WEIGHT
     measure = recipe.measure
     if not measure.enabled:
         return total
-    cores = min(recipe.machine.threads or machine.cores, machine.cores)
-    bandwidth = DECODE_BYTES_PER_S * min(cores, MEMORY_CORES)
-    flops = FLOPS_PER_CORE * cores
+    bandwidth, flops = _bandwidth(recipe, machine), FLOPS_PER_CORE * _cores(recipe, machine)
     prompt = 2 * info.parameters * measure.prompt_tokens / flops
     repeats = measure.trials + 1  # one to warm up
-    for nbytes in (_bf16_bytes(info), output, _bf16_bytes(info)):
+    judged = measure.quality_tokens
+    if tried:
+        total += info.parameters * ONNX_PREPARE_PER_WEIGHT
+        judged += min(OTHER_ENGINE_TOKENS, measure.quality_tokens)
+    for nbytes in (_bf16_bytes(info), output, *([output] if tried else []), _bf16_bytes(info)):
         decode = measure.decode_tokens * nbytes / bandwidth
         total += START_SECONDS + repeats * (prompt + decode)
-    return total + START_SECONDS + 2 * measure.quality_tokens * 2 * info.parameters / flops
+    return total + START_SECONDS + 2 * judged * 2 * info.parameters / flops
 
 
 def _model_problems(info: ModelInfo, recipe: Recipe, plan: QuantizationPlan) -> Iterator[Problem]:

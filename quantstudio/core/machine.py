@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from quantstudio.core.engines import onnx_runtime_is_installed
 from quantstudio.core.errors import DiskProblem
 
 GPU_QUERY_SECONDS = 3.0
@@ -31,6 +32,8 @@ class Machine:
     gpu_memory: int = 0
     gpus: int = 0
     """How many GPUs there are; `gpu` and `gpu_memory` are those of the first."""
+    onnx_runtime: bool = False
+    """Whether ONNX Runtime is installed."""
 
 
 def read_machine(folder: Path) -> Machine:
@@ -46,6 +49,7 @@ def read_machine(folder: Path) -> Machine:
         gpu=gpu,
         gpu_memory=gpu_memory,
         gpus=gpus,
+        onnx_runtime=onnx_runtime_is_installed(),
     )
 
 

@@ -41,6 +41,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantstudio.core.first_layers import kept_part
+from quantstudio.core.engines import OTHER_ENGINE_TOKENS
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part, WeightSlot
 from quantstudio.core.plan import LayerPlan, QuantizationPlan
@@ -238,12 +239,25 @@ def scoring_memory(info: ModelInfo, recipe: Recipe) -> int:
     them, before the other's are there, a layer's activations on the way: gate, up and their product, 6 I, input and
     residual, 4 H, for each position; and four pieces of `SCORED_PIECE` in fp32.
     """
-    sizes, measure = Sizes.of(info), recipe.measure
-    window = min(measure.window, info.context_length or measure.window)
-    positions = max(1, SCORED_LOGITS // (2 * max(1, sizes.words)))
-    positions = min(max(positions // window, 1) * window, max(window, measure.quality_tokens))
+    sizes, positions = Sizes.of(info), _scored_positions(info, recipe)
     logits = 4 * min(positions, SCORED_LOGITS // (2 * max(1, sizes.words))) * sizes.words
     return logits + positions * (6 * sizes.inner + 4 * sizes.width) + 4 * SCORED_PIECE
+
+
+def other_scoring_memory(info: ModelInfo, recipe: Recipe) -> int:
+    """As `scoring_memory`, where ONNX Runtime is compared with torch: its logits are fp32, 2 T V more."""
+    few = recipe.measure.model_copy(update={"quality_tokens": min(recipe.measure.quality_tokens, OTHER_ENGINE_TOKENS)})
+    scored = recipe.model_copy(update={"measure": few})
+    words = max(1, Sizes.of(info).words)
+    return scoring_memory(info, scored) + 2 * min(_scored_positions(info, scored), SCORED_LOGITS // (2 * words)) * words
+
+
+def _scored_positions(info: ModelInfo, recipe: Recipe) -> int:
+    """Positions of a batch of windows: as many as the budget for logits holds, whole windows, at least one."""
+    measure = recipe.measure
+    window = min(measure.window, info.context_length or measure.window)
+    positions = max(1, SCORED_LOGITS // (2 * max(1, Sizes.of(info).words)))
+    return min(max(positions // window, 1) * window, max(window, measure.quality_tokens))
 
 
 SCORED_LOGITS, SCORED_PIECE = 192 << 20, 32 << 20

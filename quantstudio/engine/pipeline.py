@@ -14,7 +14,7 @@ from pathlib import Path
 from quantstudio import __version__
 from quantstudio.core import run_store
 from quantstudio.core.disk import partial_of, publish_folder, remove_tree, write_atomically
-from quantstudio.core.engines import FAST_ENOUGH, ONNX_RUNTIME
+from quantstudio.core.engines import FAST_ENOUGH, ONNX_RUNTIME, onnx_runtime_is_installed
 from quantstudio.core.errors import Cancelled, QuantStudioError
 from quantstudio.core.estimate import check_machine
 from quantstudio.core.estimate_learning import learn
@@ -261,10 +261,10 @@ def _other_engine(
     spec: MeasureSpec, own: Performance, reporter: Reporter, no_quality: Callable[[], None]
 ) -> EngineTrial | None:
     """The same model on ONNX Runtime: when asked for, or when it is slow enough on torch for a person to notice."""
-    from quantstudio.engine.onnx.support import is_installed, why_not
+    from quantstudio.engine.onnx.support import why_not
 
     asked = spec.machine.engine == ONNX_RUNTIME
-    worth = spec.machine.engine == "auto" and is_installed() and own.decode_tps.median < FAST_ENOUGH
+    worth = spec.machine.engine == "auto" and onnx_runtime_is_installed() and own.decode_tps.median < FAST_ENOUGH
     if own.device != "cpu" or not (asked or worth):
         return None
     if reason := why_not(Path(spec.model)):

@@ -13,6 +13,8 @@ from quantstudio.core.estimate import (
     BLOCK_MEMORY,
     COMPANION_BYTES,
     LIBRARY_MEMORY,
+    ONNX_MEMORY,
+    START_SECONDS,
     Level,
     Machine,
     check_machine,
@@ -24,7 +26,7 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import FileText, LayersSection, MachineSection, MeasureSection, Recipe
 from quantstudio.core.recipe_method import Qat
 from quantstudio.core.schemes import W3A16, W4A16
-from quantstudio.core.working_memory import asking_memory, scoring_memory
+from quantstudio.core.working_memory import asking_memory, other_scoring_memory, scoring_memory
 
 GB = 10**9
 BIG = Machine(cores=4, memory=64 * GB, available_memory=50 * GB, free_disk=500 * GB)
@@ -95,6 +97,58 @@ def test_more_cores_take_less_time(llama):
     big = dataclasses.replace(llama, parameters=10**9)
     few = estimate(big, recipe(machine=MachineSection(threads=1)), BIG, HOME).seconds
     assert estimate(big, recipe(), BIG, HOME).seconds < few
+
+
+WITH_ONNX = dataclasses.replace(BIG, onnx_runtime=True)
+ASKED = MachineSection(engine="onnxruntime")
+
+
+def test_a_trial_of_the_other_engine_has_its_price(llama):
+    measured = {"quality_tokens": 40_960, "trials": 50}
+    without, tried = (estimate(llama, recipe(machine=ASKED, **measured), each, HOME) for each in (BIG, WITH_ONNX))
+    assert tried.seconds - without.seconds > START_SECONDS, "one more process"
+    # Its scores are fp32 and the other engine holds the result once more, but no original stands beside them.
+    other = without.measure_memory_bytes - llama.nbytes + without.output_bytes + ONNX_MEMORY
+    fewer = other_scoring_memory(llama, recipe(**measured)) - scoring_memory(llama, recipe(**measured))
+    assert tried.measure_memory_bytes == max(without.measure_memory_bytes, other + fewer)
+    unmeasured = (estimate(llama, recipe(enabled=False, machine=ASKED), each, HOME) for each in (BIG, WITH_ONNX))
+    assert len({(costs.seconds, costs.measure_memory_bytes) for costs in unmeasured}) == 1
+
+
+def test_fp32_scores_of_many_words_need_more_than_the_original_does(llama):
+    wordy = dataclasses.replace(llama, vocab_size=32_768)
+    assert other_scoring_memory(wordy, recipe()) - scoring_memory(wordy, recipe()) == 2 * 3072 * 32_768
+    needs = [estimate(wordy, recipe(machine=ASKED), each, HOME).measure_memory_bytes for each in (BIG, WITH_ONNX)]
+    assert needs[0] < needs[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "tried"),
+    [
+        ({}, True),
+        ({"engine": "torch"}, False),
+        ({"engine": "auto"}, False),
+        ({"engine": "auto", "slow": True}, True),
+        ({"gpu": "H100"}, False),
+        ({"gpu": "H100", "device": "cpu"}, True),
+        ({"onnx_runtime": False}, False),
+        ({"model_type": "gpt_neox"}, False),
+        ({"layers": LayersSection(keep=("*.up_proj",))}, False),
+        ({"layers": LayersSection(head="keep")}, False),
+        ({"layers": LayersSection(embedding="keep")}, True),
+    ],
+    ids=str,
+)
+def test_the_other_engine_is_priced_where_it_will_be_tried(llama, change, tried):
+    section = MachineSection(engine=change.get("engine", "onnxruntime"), device=change.get("device", "auto"))
+    machine = dataclasses.replace(BIG, gpu=change.get("gpu", ""), onnx_runtime=change.get("onnx_runtime", True))
+    info = dataclasses.replace(llama, model_type=change.get("model_type", llama.model_type))
+    wanted = recipe(machine=section, layers=change.get("layers"))
+    with pytest.MonkeyPatch.context() as patch:
+        if change.get("slow"):
+            patch.setattr("quantstudio.core.estimate.DECODE_BYTES_PER_S", 1000)
+        never = estimate(info, wanted, dataclasses.replace(machine, onnx_runtime=False), HOME).seconds
+        assert (estimate(info, wanted, machine, HOME).seconds > never) is tried
 
 
 def test_misfits_stand_at_the_group_size_with_names_and_sizes_that_fit(llama):

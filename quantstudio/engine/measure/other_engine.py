@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from quantstudio.core.engines import ONNX_RUNTIME
+from quantstudio.core.engines import ONNX_RUNTIME, OTHER_ENGINE_TOKENS
 from quantstudio.core.result import EngineTrial
 from quantstudio.engine.load import load_model
 from quantstudio.engine.measure.bootstrap import quality_intervals
@@ -20,9 +20,6 @@ from quantstudio.engine.measure.spec import MeasureSpec
 from quantstudio.engine.measure.text import Text
 from quantstudio.engine.onnx.model import load_onnx
 from quantstudio.engine.reporter import Reporter
-
-MOST_TOKENS = 4096
-"""Scored at most: a wrong graph shows in the first hundred, and rounding is nearly the same everywhere."""
 
 
 @torch.inference_mode()
@@ -35,7 +32,7 @@ def measure_other_engine(spec: MeasureSpec, text: Text, reporter: Reporter) -> E
     load_s = time.perf_counter() - started
     performance = measure_performance(other, load_s, spec.label, text, spec.measure, seed, reporter)
     own = load_model(folder, "cpu", reporter, spec.machine.kernel)
-    fewer = spec.measure.model_copy(update={"quality_tokens": min(MOST_TOKENS, spec.measure.quality_tokens)})
+    fewer = spec.measure.model_copy(update={"quality_tokens": min(OTHER_ENGINE_TOKENS, spec.measure.quality_tokens)})
     windows = quality_windows(own, text, fewer, seed, reporter)
     intervals = quality_intervals(block_sums(score(own.model, other, windows, reporter)), seed)
     return EngineTrial(

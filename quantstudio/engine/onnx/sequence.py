@@ -58,13 +58,11 @@ class OnnxSequence:
         self._run(ids, cancel)
         return torch.from_numpy(self._last_logits.numpy()[0, 0].copy())
 
-    def read_all(self, ids: list[int]) -> torch.Tensor:
-        """As `read`, with the logits `[tokens, vocabulary]` after each of the tokens."""
+    def read_all(self, ids: list[int], logits: torch.Tensor) -> None:
+        """As `read`; the logits after each of the tokens go into `logits`, fp32 `[tokens, vocabulary]` and dense."""
         self._binding.bind_cpu_input("wanted", np.arange(len(ids)))
-        logits = torch.empty(1, len(ids), self._model.shape.vocabulary)
-        self._binding.bind_ortvalue_output("logits", _value(logits))
+        self._binding.bind_ortvalue_output("logits", _value(logits[None]))
         self._run(ids, None)
-        return logits[0]
 
     def _run(self, ids: list[int], cancel: threading.Event | None) -> None:
         end = self._position + len(ids)
@@ -100,13 +98,19 @@ class OnnxSequence:
 
 
 def window_logits(model: OnnxModel, ids: torch.Tensor, piece: int) -> Iterator[torch.Tensor]:
-    """Logits `[windows, piece, vocabulary]` for ids `[windows, length]`, piece after piece along the windows."""
+    """Logits `[windows, piece, vocabulary]` for ids `[windows, length]`, piece after piece along the windows.
+
+    Large, so they are written where they are handed over, and there is one piece at a time.
+    """
     sequences = [OnnxSequence(model) for _ in ids]
     for sequence in sequences:
         sequence.start(ids.shape[1])
     for start in range(0, ids.shape[1], piece):
-        pieces = ids[:, start : start + piece].tolist()
-        yield torch.stack([sequence.read_all(row) for sequence, row in zip(sequences, pieces, strict=True)])
+        pieces = ids[:, start : start + piece]
+        logits = torch.empty(*pieces.shape, model.shape.vocabulary)
+        for sequence, row, place in zip(sequences, pieces.tolist(), logits, strict=True):
+            sequence.read_all(row, place)
+        yield logits
 
 
 @contextmanager

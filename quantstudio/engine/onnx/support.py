@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from quantstudio.core.engines import onnx_runtime_is_installed
 from quantstudio.core.safety import require_safe
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.formats.compressed_tensors import read_config
@@ -15,14 +15,8 @@ from quantstudio.engine.llama_step import FAMILY
 from quantstudio.engine.load_quantized import empty_model
 from quantstudio.engine.onnx.blocks import block_size
 
-PACKAGES = ("onnxruntime", "onnx")
 ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that are the same whatever the text's length."""
-
-
-def is_installed() -> bool:
-    """Whether ONNX Runtime and what writes its graphs are there."""
-    return all(find_spec(package) for package in PACKAGES)
 
 
 def why_not(folder: Path) -> str:
@@ -33,7 +27,7 @@ def why_not(folder: Path) -> str:
 
 def empty_if_fit(folder: Path) -> PreTrainedModel | str:
     """The folder's model, empty, or why this engine cannot run it. Raises what preflight raises."""
-    if not is_installed():
+    if not onnx_runtime_is_installed():
         return "ONNX Runtime is not installed (pip install 'quantstudio[onnx]')"
     require_safe(folder)
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)

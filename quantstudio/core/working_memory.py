@@ -40,8 +40,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantstudio.core.first_layers import kept_part
 from quantstudio.core.engines import OTHER_ENGINE_TOKENS
+from quantstudio.core.first_layers import kept_part
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part, WeightSlot
 from quantstudio.core.plan import LayerPlan, QuantizationPlan

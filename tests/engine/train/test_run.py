@@ -148,7 +148,8 @@ def test_a_nan_goes_back_to_the_last_checkpoint(train, monkeypatch):
 
 
 def test_lora_leaves_an_adapter_that_peft_reads(train, tiny_folder, tmp_path):
-    peft = pytest.importorskip("peft")
+    import peft  # heavy, and wanted here alone
+
     ran = train(QUICK.model_copy(update={"train": "lora", "lora_rank": 4}), W4A16(group_size=32))
     base = AutoModelForCausalLM.from_pretrained(
         tiny_folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True

@@ -224,10 +224,19 @@ METHOD_LABELS: dict[str, JsonValue] = {
     "qat": "QAT (trained)",
     "finetune_gptq": "Fine-tune, then GPTQ",
 }
+LEARNED_BELOW = 8
+"""QAT's grids with fewer bits have scales that learn."""
 PRESET_STEPS = {"quick": 50, "better": 200, "best": 800}
 """Steps that belong to 'How long'."""
 STEP_TOKENS = 8192
 """Tokens that a step sees unless the recipe says otherwise."""
+
+
+def begins_calibrated(method: AnyMethod, bits: int) -> bool:
+    """Whether training starts from GPTQ's codes and scales: QAT of all weights and layers, on grids whose scales learn."""
+    return isinstance(method, Qat) and method.train == "all" and not method.keep_layers and bits < LEARNED_BELOW
+
+
 NEEDS_DATA = frozenset({"gptq", "awq", "smoothquant", "qat", "finetune_gptq"})
 """Methods that read the recipe's data section."""
 METHOD_NAMES = {

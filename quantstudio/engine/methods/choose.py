@@ -10,6 +10,7 @@ from quantstudio.core.errors import ModelUnsupported
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_method import Gptq, begins_calibrated
 from quantstudio.core.run_store import WORK
 from quantstudio.engine.reporter import Reporter
 
@@ -31,7 +32,13 @@ _PHASES_OF = {
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
     """The phases of a run, out of `PHASES`, that come before its model is written."""
+    if _begins_calibrated(recipe):
+        return (DATA, CALIBRATE, TRAIN)
     return _PHASES_OF.get(recipe.method.kind, ())
+
+
+def _begins_calibrated(recipe: Recipe) -> bool:
+    return begins_calibrated(recipe.method, recipe.scheme.weight_spec().bits)
 
 
 def prepare_text(recipe: Recipe, folder: Path, run_folder: Path, reporter: Reporter) -> PreparedData:
@@ -74,18 +81,40 @@ def choose_weights(
 
         enter(FIT)
         return choose_hqq(info, plan, run_folder / WORK, reporter)
+    from quantstudio.engine.calibrate import choose
+    from quantstudio.engine.memory import give_back_freed_memory
+
+    if kind == "qat":
+        return _trained(info, plan, recipe, run_folder, data, enter, reporter)
     trained = None
-    if kind in ("qat", "finetune_gptq"):
+    if kind == "finetune_gptq":
         from quantstudio.engine.train.run import train_weights
 
         enter(TRAIN)
         trained = train_weights(info, plan, recipe, run_folder, data, reporter)
-        if kind == "qat":
-            return trained
-        from quantstudio.engine.memory import give_back_freed_memory
-
         give_back_freed_memory()
-    from quantstudio.engine.calibrate import choose
-
     enter(CALIBRATE)
     return choose(info, plan, recipe, run_folder / WORK, data.calibration, reporter, trained)
+
+
+def _trained(
+    info: ModelInfo,
+    plan: QuantizationPlan,
+    recipe: Recipe,
+    run_folder: Path,
+    data: PreparedData,
+    enter: Callable[[str], None],
+    reporter: Reporter,
+) -> Chosen:
+    """QAT from where GPTQ ends: most of the loss is won back before the first step."""
+    from quantstudio.engine.calibrate import choose
+    from quantstudio.engine.memory import give_back_freed_memory
+    from quantstudio.engine.train.run import train_weights
+
+    if _begins_calibrated(recipe):
+        enter(CALIBRATE)
+        calibrated = recipe.model_copy(update={"method": Gptq()})
+        choose(info, plan, calibrated, run_folder / WORK, data.calibration, reporter)
+        give_back_freed_memory()
+    enter(TRAIN)
+    return train_weights(info, plan, recipe, run_folder, data, reporter)

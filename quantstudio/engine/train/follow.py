@@ -93,11 +93,7 @@ class Follower(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self._reporter.progress(state.global_step, self._settings.steps, "steps")
         if state.global_step == 0:
-            start = self._judge.judge(0)
-            self._report(start, 0)
-            # Nothing has been learnt: this is rounding to nearest, where that is all that was done.
-            if self._settings.rounds and not self._settings.shortened:
-                self._reporter.metric("reference/rtn", start["eval/perplexity"])
+            self._report(self._judge.judge(0), 0)
         return control
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -30,6 +30,10 @@ LORA_ALPHA_PER_RANK = 2.0
 """peft's `lora_alpha` over `r`: what the LoRA product is multiplied by."""
 
 
+CELL = 0.45
+"""How far from the middle of its cell, in scales, a weight may begin; 0.5 is the border to the next code."""
+
+
 class TrainedLinear(nn.Module):
     """A linear layer whose weight is seen on its grid; `spec` None means bf16.
 
@@ -62,6 +66,23 @@ class TrainedLinear(nn.Module):
         self.register_buffer("start", start)
         self.register_buffer("zeros", zeros)
         self.gain = nn.Parameter(torch.zeros_like(start))
+
+    @torch.no_grad()
+    def begin_at(self, found: QuantizedWeight) -> None:
+        """Start on the codes and scales that another method found. Only where scales learn, and without LoRA.
+
+        Every weight stays where it is inside its new cell, or goes to the cell's side that is nearest to it.
+        """
+        start = found.scales.to(self.weight.device, torch.float32)
+        zeros = None if found.zero_points is None else found.zero_points.to(self.weight.device, torch.float32)
+        grouped = self.weight.view(*start.shape, -1)
+        middle = found.codes.to(self.weight.device, torch.float32).view(grouped.shape)
+        if zeros is not None:
+            middle -= zeros.unsqueeze(-1)
+        offset = (grouped / start.unsqueeze(-1) - middle).clamp_(-CELL, CELL)
+        grouped.copy_((middle + offset) * start.unsqueeze(-1))
+        self.register_buffer("start", start)
+        self.register_buffer("zeros", zeros)
 
     def add_lora(self, rank: int, generator: torch.Generator) -> None:
         """LoRA as in peft: A random, B zero, so that the sum starts as the original (Hu et al., arXiv:2106.09685)."""

@@ -24,9 +24,10 @@ from quantstudio.core.humanize import human_bytes
 from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.plan import QuantizationPlan, make_plan
 from quantstudio.core.recipe import Recipe
-from quantstudio.core.recipe_method import FineTune, Qat
+from quantstudio.core.recipe_method import LEARNED_BELOW, FineTune, Qat, begins_calibrated
 from quantstudio.core.run_store import WORK
 from quantstudio.engine.architecture import Architecture, inspect_architecture
+from quantstudio.engine.calibrate import CHOSEN as CALIBRATED
 from quantstudio.engine.chosen import Chosen
 from quantstudio.engine.interrupt import checked
 from quantstudio.engine.kernels.registry import REFERENCE as REFERENCE_KERNELS
@@ -37,10 +38,11 @@ from quantstudio.engine.train.adapter import save_adapter
 from quantstudio.engine.train.checkpoints import Checkpoints, TrainingState
 from quantstudio.engine.train.crew import Task, crew, gpus_of
 from quantstudio.engine.train.data import Lessons, Passages, labelled
-from quantstudio.engine.train.evaluate import held_out_score
+from quantstudio.engine.train.evaluate import held_out_score, weights_shown
 from quantstudio.engine.train.fit import fit, set_recompute
 from quantstudio.engine.train.follow import Follower, Judge
 from quantstudio.engine.train.group import Seat, joined, open_store
+from quantstudio.engine.train.loss import Objective
 from quantstudio.engine.train.objective import Lesson
 from quantstudio.engine.train.rivals import calibrated_rivals
 from quantstudio.engine.train.settings import Settings, settle
@@ -54,8 +56,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 4
 """The first, and three with half the learning rate of the one before."""
-LEARNED_BELOW = 8
-"""Grids with fewer bits have scales that learn."""
 ADAPTER, TENSORBOARD = "adapter", "tensorboard"
 """Folders of the run: LoRA's matrices in peft's format, and TensorBoard's events."""
 _PART = "trained"
@@ -79,9 +79,18 @@ class Course:
     reporter: Reporter
     check: Callable[[], None]
     """Asked before each layer of every pass; raises what ends the training."""
+    begin: Chosen | None
+    """What GPTQ chose, where the student starts from that."""
 
     def student(self) -> Student:
-        """A student that has learnt nothing yet."""
+        """A student that has learnt nothing yet, on the codes that it begins with."""
+        student = self.rounded_student()
+        if self.begin:
+            student.begin_at(self.begin)
+        return student
+
+    def rounded_student(self) -> Student:
+        """A student on the codes of rounding to nearest, or, for a plain fine-tune, on none."""
         settings, kept = self.settings, self.info.layers if self.info.removed_layers else 0
         training = Training(settings.lora_rank, settings.rounds, LEARNED_BELOW, settings.seed, kept)
         student = make_student(self.teacher.model, self.plan, self.architecture, training)
@@ -105,6 +114,7 @@ def train_weights(
 ) -> Chosen:
     """Train as the recipe's method (QAT or a fine-tune) says; goes on where an earlier process stopped.
 
+    QAT starts from what GPTQ chose where that lies in the run's work (`calibrate.choose`), else from rounding to nearest.
     `processes`: 0 for one on each GPU that the recipe asks for; tests set it, since several can train on a CPU, too.
 
     The result holds, for QAT, codes and scales of every planned matrix, and in both cases the trained values of every
@@ -195,10 +205,18 @@ def _course(
     info = kept_part(info, recipe)
     settings = settle(method, info, plan, passages.training.shape[1], recipe.machine.seed, gpus)
     teacher = load_model(info.path, recipe.machine.device, reporter)
-    comparable = settings.rounds and not settings.shortened
+    begin = _beginning(recipe, run_folder / WORK)
+    comparable = settings.rounds and not settings.shortened and begin is None
     rivals = calibrated_rivals(recipe, run_folder.parent) if comparable else {}
-    architecture = inspect_architecture(info)
-    return Course(info, plan, architecture, method, settings, teacher, passages, run_folder, rivals, reporter, check)
+    return Course(
+        info, plan, inspect_architecture(info), method, settings, teacher, passages, run_folder, rivals, reporter,
+        check, begin,
+    )  # fmt: skip
+
+
+def _beginning(recipe: Recipe, work: Path) -> Chosen | None:
+    fits = begins_calibrated(recipe.method, recipe.scheme.weight_spec().bits)
+    return Chosen(work / CALIBRATED) if fits and (work / CALIBRATED).is_dir() else None
 
 
 def _attempts(course: Course, checkpoints: Checkpoints) -> None:
@@ -267,6 +285,8 @@ def _reference(course: Course) -> None:
     text_alone = replace(course.settings.objective, distil=0.0, cross_entropy=1.0)
     original = held_out_score(course.teacher.model, None, ids, labels, text_alone)
     course.reporter.metric("reference/original", original.perplexity)
+    if course.settings.rounds and not course.settings.shortened:
+        _starts(course, ids, labels, text_alone)
     scores: dict[str, float] = {}
     for kind, folder in course.rivals.items():
         course.reporter.check_cancel()
@@ -279,6 +299,23 @@ def _reference(course: Course) -> None:
     if scores:
         best = min(scores, key=scores.__getitem__)
         course.reporter.metric(f"reference/{best}", scores[best])
+
+
+def _starts(course: Course, ids: torch.Tensor, labels: torch.Tensor, text_alone: Objective) -> None:
+    """The lines of rounding to nearest and, where training starts there, of GPTQ."""
+    student = course.rounded_student()
+    course.reporter.metric("reference/rtn", _shown_perplexity(student, ids, labels, text_alone))
+    if course.begin:
+        student.begin_at(course.begin)
+        course.reporter.metric("reference/gptq", _shown_perplexity(student, ids, labels, text_alone))
+    del student
+    gc.collect()
+
+
+def _shown_perplexity(student: Student, ids: torch.Tensor, labels: torch.Tensor, text_alone: Objective) -> float:
+    student.model.eval()
+    with weights_shown(student.model):
+        return held_out_score(student.model, None, ids, labels, text_alone).perplexity
 
 
 def _fitted(course: Course, lesson: Lesson, state: TrainingState) -> TrainingState:

@@ -20,6 +20,7 @@ from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.architecture import Architecture
+from quantstudio.engine.chosen import Chosen
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.train.layers import TrainedEmbedding, TrainedLinear, embedding_factor, see_as_bf16
 from quantstudio.engine.train.shorten import shorten
@@ -49,6 +50,12 @@ class Student:
     """Module name in the files → layer, for every matrix that is on a grid."""
     tensors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     """Full name in the files → (module, attribute) of everything else that trains."""
+
+    def begin_at(self, found: Chosen) -> None:
+        """Start every matrix whose scales learn on what another method has found for it."""
+        for name, layer in self.modules.items():
+            if isinstance(layer, TrainedLinear) and layer.gain is not None and (weight := found.weight(name)):
+                layer.begin_at(weight)
 
     def results(self) -> Iterator[tuple[str, QuantizedWeight]]:
         """Every matrix on its grid, one at a time, by its module's name in the files."""

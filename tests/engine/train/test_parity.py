@@ -13,6 +13,7 @@ from quantstudio.engine.chosen import Chosen
 from quantstudio.engine.load import load_model
 from quantstudio.engine.methods.rtn import quantize_rtn
 from quantstudio.engine.quantize import quantize_model
+from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import silent
 from quantstudio.engine.train.grid import fake_quantize, quantized
 from quantstudio.engine.train.objective import logits_of
@@ -96,3 +97,31 @@ def test_lora_shares_the_originals_weights(tiny_folder):
         assert mine[name] is value
     trained = {name.rpartition(".")[2] for name, value in mine.items() if value.requires_grad}
     assert trained == {"lora_a", "lora_b"}
+
+
+@pytest.mark.parametrize("scheme", [W4A8(group_size=32), W2A16(group_size=32), W4A16(group_size=32, symmetric=False)])
+def test_a_student_begins_on_the_codes_that_another_method_found(scheme, tiny_folder, tmp_path):
+    """Its first forward pass is that method's model, to the bit; what has no scales to learn stays as it is."""
+    info = read_model_info(tiny_folder)
+    plan = make_plan(info, Recipe(scheme=scheme))
+    teacher = load_model(tiny_folder, "cpu", silent()).model
+    student = make_student(teacher, plan, inspect_architecture(info), Training())
+    plain = dict(student.results())
+    found = {}
+    for name, weight in plain.items():
+        if weight.spec.bits == 8:
+            continue
+        low, high = weight.spec.code_range
+        generator = torch.Generator().manual_seed(len(name))
+        codes = torch.randint(low, high + 1, weight.codes.shape, generator=generator, dtype=torch.int8)
+        found[name] = QuantizedWeight(codes, weight.scales * 1.25, weight.zero_points, weight.spec)
+    chosen = Chosen(tmp_path / "chosen")
+    chosen.put("all", found)
+    student.begin_at(chosen)
+    begun = dict(student.results())
+    for name, weight in plain.items():
+        expected = found.get(name, weight)
+        assert torch.equal(begun[name].codes, expected.codes), name
+        assert torch.equal(begun[name].scales, expected.scales), name
+    assert len(found) > 7
+    assert len(found) < len(plain)

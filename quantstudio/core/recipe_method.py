@@ -233,8 +233,9 @@ STEP_TOKENS = 8192
 
 
 def begins_calibrated(method: AnyMethod, bits: int) -> bool:
-    """Whether training starts from GPTQ's codes and scales: QAT of all weights and layers, on grids whose scales learn."""
-    return isinstance(method, Qat) and method.train == "all" and not method.keep_layers and bits < LEARNED_BELOW
+    """Whether training starts from what GPTQ chose: QAT of all weights of all layers, where scales learn."""
+    everything = isinstance(method, Qat) and method.train == "all" and not method.keep_layers
+    return everything and bits < LEARNED_BELOW
 
 
 NEEDS_DATA = frozenset({"gptq", "awq", "smoothquant", "qat", "finetune_gptq"})

@@ -114,7 +114,7 @@ def train_weights(
 ) -> Chosen:
     """Train as the recipe's method (QAT or a fine-tune) says; goes on where an earlier process stopped.
 
-    QAT starts from what GPTQ chose where that lies in the run's work (`calibrate.choose`), else from rounding to nearest.
+    QAT starts from what GPTQ chose, where that lies in the run's work (`calibrate.choose`), else from rounding.
     `processes`: 0 for one on each GPU that the recipe asks for; tests set it, since several can train on a CPU, too.
 
     The result holds, for QAT, codes and scales of every planned matrix, and in both cases the trained values of every

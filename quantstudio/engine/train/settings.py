@@ -3,10 +3,10 @@
 Steps of about 8,192 tokens; AdamW, cosine, a warm-up of a fifth, at most 20 steps. The rate depends most on the bits:
 coarse grids want large steps that move weights from one code to the next, and to a fine grid the same steps are noise.
 Starter model, 800 steps from GPTQ's codes, KL divergence on books that neither model learnt from: W4 g128 at 3e-5
-0.0108, at 6e-5 0.0107, at 1e-4 0.0112 (0.0119 from rounding at 1.2e-4); W4A8 g32 0.0090, 0.0092, 0.0095 (0.0098); W3 g32
-at 8e-5 0.0280, at 1.6e-4 0.0289; W2 g32 at 1.2e-4 0.113, at 2e-4 0.109, at 3.5e-4 0.109 (0.119). More text, text that
-the model itself wrote, or the text's own next words as a second goal made it no better, the last much worse. Larger
-models take smaller steps, by the root of the number of weights.
+0.0108, at 6e-5 0.0107, at 1e-4 0.0112 (from rounding 0.0119); W4A8 g32 likewise 0.0090, 0.0092, 0.0095; W3 g32 at 8e-5
+0.0280, at 1.6e-4 0.0289; W2 g32 at 1.2e-4 0.113, at 2e-4 0.109, at 3.5e-4 0.109 (from rounding 0.119). More text, or
+text that the model itself wrote, made it no better; the text's own next words as a second goal made it much worse.
+Larger models take smaller steps, by the root of the number of weights.
 """
 
 from __future__ import annotations

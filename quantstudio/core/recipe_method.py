@@ -183,7 +183,7 @@ class _Training(Section):
 
 
 class Qat(_Training):
-    """QAT: a short fine-tune in which the model feels its own rounding, and learns to live with it. Needs text."""
+    """QAT: a short fine-tune, begun where GPTQ ends, in which the model feels its own rounding. Needs text."""
 
     kind: Literal["qat"] = "qat"
     keep_layers: int = Field(

@@ -43,7 +43,6 @@ from quantstudio.engine.reporter import Reporter, silent
 from quantstudio.engine.train import trainer
 from quantstudio.engine.train.loss import Objective
 from quantstudio.engine.train.objective import Lesson
-from quantstudio.engine.train.run import train_weights
 from quantstudio.engine.train.student import Training, make_student
 
 SCHEMES = {
@@ -129,8 +128,6 @@ def choose(info: ModelInfo, recipe: Recipe, folder: Path, data: Any, reporter: R
     plan = make_plan(info, recipe)
     if recipe.method.kind == "rtn":
         return None
-    if isinstance(recipe.method, Qat):
-        return train_weights(info, plan, recipe, folder, data, reporter)
     from quantstudio.engine.methods.choose import choose_weights
 
     return choose_weights(info, plan, recipe, folder, data, lambda phase: None, reporter)
@@ -178,7 +175,7 @@ def tune(out: Path, options: argparse.Namespace) -> dict[str, Any]:
         recipe = Recipe(scheme=SCHEMES[name], method=method, machine=MachineSection(device=options.device))
         listener = Listener(case)
         with tempfile.TemporaryDirectory() as work:
-            train_weights(info, make_plan(info, recipe), recipe, Path(work), data, listener.reporter)
+            choose(info, recipe, Path(work) / "run", data, listener.reporter)
         scores, last = listener.metrics["eval/perplexity"], listener.metrics["eval/loss"][-1][1]
         original = listener.metrics["reference/original"][0][1]
         rounded = listener.metrics["reference/rtn"][0][1]
@@ -342,7 +339,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("parts", nargs="+", choices=[*SCHEMES, *PARTS])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, nargs="+", default=[50, 200, 800])
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 200, 800, 1600])
     parser.add_argument("--no-gptq", dest="gptq", action="store_false", help="leave GPTQ out of the ladder")
     parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0 is the automatic one")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of evaluation text")

@@ -8,6 +8,7 @@ big        a shape of 1.5B parameters with random weights, all of them trained, 
 killed     the process of the last GPU is killed within a step: seconds until the one error, and what is left
 resumed    the killed training goes on from its checkpoint
 cancelled  seconds until a training is gone
+orphaned   the first process is killed: seconds until the others are gone
 
 Each part runs in a process of its own, within a time limit, and prints what went wrong with tracebacks. `--device cpu`
 tries all of it on small shapes, with processes instead of GPUs. OUT/PART.json holds the figures.
@@ -16,6 +17,7 @@ tries all of it on small shapes, with processes instead of GPUs. OUT/PART.json h
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import os
@@ -51,7 +53,7 @@ from quantstudio.engine.reporter import Reporter, silent
 from quantstudio.engine.train import run
 from quantstudio.engine.train.checkpoints import Checkpoints
 
-LIMITS = {"curve": 110.0, "big": 110.0, "killed": 60.0, "resumed": 60.0, "cancelled": 60.0}
+LIMITS = {"curve": 110.0, "big": 110.0, "killed": 60.0, "resumed": 60.0, "cancelled": 60.0, "orphaned": 60.0}
 """Seconds for each part; all together get `TOTAL`."""
 TOTAL = 235.0
 GB = 1e9
@@ -299,7 +301,39 @@ def cancelled(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return interrupted(options, work / "cancelled", 3, lambda watch: watch.cancel.set())
 
 
-PARTS = {"curve": curve, "big": big, "killed": killed, "resumed": resumed, "cancelled": cancelled}
+def orphaned(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The first process is killed; the others must not stay on their GPUs."""
+    command = [sys.executable, __file__, *sys.argv[1 : sys.argv.index("--part")], "--part", "suicide", "--limit", "50"]
+    first = subprocess.Popen(command)
+    others: list[psutil.Process] = []
+    while first.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            found = psutil.Process(first.pid).children(recursive=True)
+            others = [child for child in found if "beside" in " ".join(child.cmdline())] or others
+        time.sleep(0.05)
+    started = time.monotonic()
+    left = psutil.wait_procs(others, timeout=20)[1]
+    seconds = time.monotonic() - started
+    print(f"\nthe first ended with {first.returncode}; {len(others)} others, gone {seconds:.2f} s later; left: {left}")
+    for child in left:
+        child.kill()
+    return {"seconds": seconds, "others": len(others), "left": len(left)}
+
+
+def suicide(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """A training whose first process is killed in its third step."""
+    return interrupted(options, work / "orphaned", 3, lambda watch: os.kill(os.getpid(), signal.SIGKILL))
+
+
+PARTS = {
+    "curve": curve,
+    "big": big,
+    "killed": killed,
+    "resumed": resumed,
+    "cancelled": cancelled,
+    "orphaned": orphaned,
+}
+HIDDEN = {"suicide": suicide}
 
 
 def versions(options: argparse.Namespace) -> None:
@@ -319,7 +353,7 @@ def one_part(name: str, options: argparse.Namespace) -> None:
     faulthandler.dump_traceback_later(options.limit - 5, exit=True)
     work = options.out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    found = PARTS[name](options, work)
+    found = (PARTS | HIDDEN)[name](options, work)
     (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     sys.stdout.flush()
     os._exit(0)
@@ -331,7 +365,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS | HIDDEN, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

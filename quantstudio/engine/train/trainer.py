@@ -80,6 +80,9 @@ class QatTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
         return SequentialSampler(self.train_dataset)  # `Lessons` has the order
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Not again: it is there, and shares must not be moved."""
+
     def compute_loss(  # the Trainer's signature
         self,
         model: nn.Module,

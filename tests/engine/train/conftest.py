@@ -58,10 +58,15 @@ class Ran:
 
 @pytest.fixture
 def train(tiny_folder: Path, tmp_path: Path, data: Data) -> Callable[..., Ran]:
-    """`train(method, scheme, folder="run")` carries out one training on the CPU."""
+    """`train(method, scheme, folder="run")` carries out one training on the CPU, by several processes if asked for."""
 
     def carry_out(
-        method, scheme, folder: str = "run", listen: Callable[[protocol.Message], None] | None = None, **more
+        method,
+        scheme,
+        folder: str = "run",
+        listen: Callable[[protocol.Message], None] | None = None,
+        processes: int = 0,
+        **more,
     ):
         recipe = Recipe(method=method, scheme=scheme, machine=MachineSection(device="cpu"), **more)
         info = read_model_info(tiny_folder)
@@ -73,7 +78,8 @@ def train(tiny_folder: Path, tmp_path: Path, data: Data) -> Callable[..., Ran]:
                 listen(message)
 
         (tmp_path / folder).mkdir(exist_ok=True)
-        chosen = train_weights(info, make_plan(info, recipe), recipe, tmp_path / folder, data, Reporter(sink))
+        plan = make_plan(info, recipe)
+        chosen = train_weights(info, plan, recipe, tmp_path / folder, data, Reporter(sink), processes)
         return Ran(chosen, messages)
 
     return carry_out

@@ -12,7 +12,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from quantstudio.core.humanize import plural
 from quantstudio.core.recipe import Recipe
+from quantstudio.core.recipe_method import PRESET_STEPS, FineTune, Qat
 from quantstudio.core.result import Interval
 
 CONTEST_VERSION = 1
@@ -167,8 +169,14 @@ def choose_best(rows: Iterable[Row], pairs: Iterable[Pair]) -> Contestant:
     return leader
 
 
-def recommend(rows: tuple[Row, ...], pairs: tuple[Pair, ...], gap: Interval) -> tuple[Contestant, str]:
-    """What to take, and why, in words."""
+def contest_steps(recipe: Recipe) -> int:
+    """Steps that each trained contestant of a contest with this recipe takes."""
+    method = recipe.method
+    return method.all_steps if isinstance(method, Qat | FineTune) else Qat().all_steps
+
+
+def recommend(rows: tuple[Row, ...], pairs: tuple[Pair, ...], gap: Interval, steps: int) -> tuple[Contestant, str]:
+    """What to take, and why, in words. `steps`: of each training."""
     best = choose_best(rows, pairs)
     by_id = {row.contestant: row for row in rows}
     if gap.low <= 0 <= gap.high and best is Contestant.RTN:
@@ -176,17 +184,20 @@ def recommend(rows: tuple[Row, ...], pairs: tuple[Pair, ...], gap: Interval) -> 
             "Take round to nearest: at this size its loss against the original is within noise, so there is nothing "
             "to win back."
         )
-    return best, f"{_lead(best, by_id, pairs)} {_reason(best, by_id)}".strip()
+    return best, f"{_lead(best, by_id, pairs, steps)} {_reason(best, by_id)}".strip()
 
 
-def _lead(best: Contestant, rows: dict[Contestant, Row], pairs: tuple[Pair, ...]) -> str:
+def _lead(best: Contestant, rows: dict[Contestant, Row], pairs: tuple[Pair, ...], steps: int) -> str:
     take = f"take {_name(best)}"
     if Contestant.QAT in rows and best is not Contestant.QAT:
         pair = find_pair(pairs, Contestant.QAT, best)
         how = "worse than" if pair and pair.verdict is Verdict.WORSE else "no better than"
         if pair and pair.verdict is Verdict.BETTER:  # only possible when something else beats them both
             how = "worse than another way and better than"
-        return f"QAT is not worth it here, {take}: trained for the time given, it is {how} {_name(best)}."
+        longer = min((count for count in PRESET_STEPS.values() if count > steps), default=0)
+        more = f" A longer training may be worth it: the next preset takes {longer:,} steps." if longer else ""
+        after = f"after {plural(steps, 'step')} of training it is {how} {_name(best)}"
+        return f"QAT is not worth it here, {take}: {after}.{more}"
     return f"{take[0].upper()}{take[1:]}."
 
 

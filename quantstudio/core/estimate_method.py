@@ -17,7 +17,6 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_data import FileData, FolderData, HubData, OwnPrompts
 from quantstudio.core.recipe_method import (
     NEEDS_DATA,
-    PRESET_STEPS,
     STEP_TOKENS,
     Awq,
     FineTune,
@@ -132,9 +131,8 @@ def _path_faults(field: str, text: str, *, kind: str) -> Iterator[tuple[str, str
 
 
 def _trained_tokens(recipe: Recipe, method: Qat | FineTune) -> int:
-    steps = method.steps or PRESET_STEPS[method.preset]
     length = recipe.data.sequence_length
-    return steps * length * (method.batch_sequences or max(1, STEP_TOKENS // length))
+    return method.all_steps * length * (method.batch_sequences or max(1, STEP_TOKENS // length))
 
 
 def _calibration_tokens(recipe: Recipe) -> int:

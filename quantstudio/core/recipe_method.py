@@ -181,6 +181,11 @@ class _Training(Section):
         json_schema_extra={"advanced": True, "labels": {"auto": "Automatic", "on": "On", "off": "Off"}},
     )
 
+    @property
+    def all_steps(self) -> int:
+        """Steps of the training, which 'How long' decides unless the recipe says."""
+        return self.steps or PRESET_STEPS[self.preset]
+
 
 class Qat(_Training):
     """QAT: a short fine-tune, begun where GPTQ ends, in which the model feels its own rounding. Needs text."""

@@ -26,6 +26,7 @@ from quantstudio.core.contest import (
     Failed,
     Pair,
     Row,
+    contest_steps,
     recommend,
     verdict_of,
 )
@@ -126,7 +127,7 @@ def compare(recipe: Recipe, made: Sequence[Made], failed: Sequence[Failed], repo
         gc.collect()
     figures = conclude(scored, machine.seed)
     rows = [_original_row(figures, made[0].result), *(_row(each, figures) for each in made)]
-    best, words = recommend(tuple(rows), figures.pairs, figures.gap)
+    best, words = recommend(tuple(rows), figures.pairs, figures.gap, contest_steps(recipe))
     return Contest(
         model_name=info.name,
         scheme=made[0].result.recipe.scheme.weight_spec().label,

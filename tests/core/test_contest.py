@@ -59,7 +59,7 @@ def test_a_pair_reads_the_same_from_both_sides() -> None:
 
 def test_what_is_better_beyond_doubt_is_taken() -> None:
     pairs = (pair(RTN, GPTQ, 0.01, 0.02), pair(RTN, QAT, 0.03, 0.04), pair(GPTQ, QAT, 0.01, 0.03))
-    best, words = recommend(rows(41, 40.2), pairs, CLEAR_GAP)
+    best, words = recommend(rows(41, 40.2), pairs, CLEAR_GAP, 50)
     assert best is QAT
     assert words == (
         "Take QAT. Perplexity 40.20, +0.5 % against the original; 90 % of what rounding loses is won back."
@@ -68,14 +68,18 @@ def test_what_is_better_beyond_doubt_is_taken() -> None:
 
 def test_a_trained_model_that_is_not_clearly_better_is_not_worth_its_time() -> None:
     pairs = (pair(RTN, GPTQ, 0.01, 0.02), pair(RTN, QAT, 0.01, 0.02), pair(GPTQ, QAT, -0.001, 0.002))
-    best, words = recommend(rows(41, 40.9), pairs, CLEAR_GAP)
+    best, words = recommend(rows(41, 40.9), pairs, CLEAR_GAP, 50)
     assert best is GPTQ
-    assert words.startswith("QAT is not worth it here, take GPTQ: trained for the time given, it is no better")
+    assert words.startswith(
+        "QAT is not worth it here, take GPTQ: after 50 steps of training it is no better than GPTQ."
+    )
+    assert "the next preset takes 200 steps" in words
+    assert "next preset" not in recommend(rows(41, 40.9), pairs, CLEAR_GAP, 800)[1]
 
 
 def test_training_that_made_it_worse_is_said_so() -> None:
     pairs = (pair(RTN, GPTQ, 0.01, 0.02), pair(RTN, QAT, -0.02, -0.01), pair(GPTQ, QAT, -0.04, -0.03))
-    best, words = recommend(rows(41, 43), pairs, CLEAR_GAP)
+    best, words = recommend(rows(41, 43), pairs, CLEAR_GAP, 50)
     assert best is GPTQ
     assert "it is worse than GPTQ" in words
 
@@ -83,7 +87,7 @@ def test_training_that_made_it_worse_is_said_so() -> None:
 def test_where_rounding_costs_nothing_rounding_is_taken() -> None:
     pairs = (pair(RTN, GPTQ, -0.01, 0.01), pair(RTN, QAT, -0.01, 0.01), pair(GPTQ, QAT, -0.01, 0.01))
     noise = Interval(value=0.01, low=-0.1, high=0.1)
-    best, words = recommend(rows(41, 40.9), pairs, noise)
+    best, words = recommend(rows(41, 40.9), pairs, noise, 50)
     assert best is RTN
     assert "nothing to win back" in words
 

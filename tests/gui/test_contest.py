@@ -109,6 +109,7 @@ def open_search(make_context, qtbot):
 def test_a_search_is_started_followed_and_read(open_search, qtbot):
     page, dialog = open_search()
     assert "All of them together: about" in dialog.time_words.text()
+    assert "Each training takes 50 steps." in dialog.time_words.text()
     dialog.boxes[Contestant.HQQ].setChecked(False)
     assert not dialog.boxes[Contestant.RTN].isEnabled(), "what others win back is counted from it"
     dialog.start.click()

@@ -20,7 +20,7 @@ from quantstudio.core.errors import RecipeError
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import QuantizationPlan
-from quantstudio.core.recipe_method import PRESET_STEPS, STEP_TOKENS, FineTune, Qat, undivided
+from quantstudio.core.recipe_method import STEP_TOKENS, FineTune, Qat, undivided
 from quantstudio.engine.train.loss import Objective
 
 _RATES = {2: 3.5e-4, 3: 1.6e-4, 4: 8e-5, 8: 5e-5}
@@ -59,7 +59,7 @@ def settle(
 
     A step has as many sequences for each of `gpus`. Raises RecipeError when those of the recipe do not divide.
     """
-    steps = method.steps or PRESET_STEPS[method.preset]
+    steps = method.all_steps
     lora = method.lora_rank if method.train == "lora" else 0
     warmup = method.warmup_steps if method.warmup_steps >= 0 else min(_LONGEST_WARMUP, steps // 5)
     return Settings(

@@ -12,7 +12,7 @@ from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QCheckBox, QDialog, QGridLayout, QVBoxLayout, QWidget
 
 from quantstudio.client.job_call import JobCall
-from quantstudio.core.contest import QUANTIZED, TITLES, TRAINED, Contest, Contestant
+from quantstudio.core.contest import QUANTIZED, TITLES, TRAINED, Contest, Contestant, contest_steps
 from quantstudio.core.humanize import rough_seconds
 from quantstudio.core.jobs import ContestJob
 from quantstudio.core.protocol import Error
@@ -72,7 +72,9 @@ class ContestDialog(QDialog):
         if not self._call.busy and recipe != self.recipe:
             self.recipe, self.view.contest = recipe, None
             self.what.setText(words)
-            self.time_words.setText(f"{tr('All of them together:')} {rough_seconds(seconds)} {tr('on this machine.')}")
+            steps = f"{tr('Each training takes')} {contest_steps(recipe):,} {tr('steps.')}"
+            took = f"{tr('All of them together:')} {rough_seconds(seconds)} {tr('on this machine.')}"
+            self.time_words.setText(f"{took} {steps}")
             self.problem.say("")
             self.resize(*SMALL)
         self._show_state()

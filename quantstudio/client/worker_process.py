@@ -33,7 +33,7 @@ class Patience:
     """How long each step may take, in seconds, before the next and ruder one."""
 
     hello: float = 30.0
-    cancel: float = 10.0
+    cancel: float = 4.0
     terminate: float = 3.0
     exit: float = 10.0
 

@@ -74,8 +74,8 @@ MICRO_TOKENS = 4096
 CPU_SHARE = 0.6
 """Of the free memory; as `engine.train.fit` fills it with activations."""
 ADAM, MASTER, GRADIENT = 8, 4, 4
-JUDGED_LOGITS = 128 << 20
-"""As `engine.train.evaluate.LOGITS_BYTES`; for each of two models."""
+JUDGED_LOGITS, JUDGED_TOKENS = 128 << 20, 4096
+"""As `engine.train.evaluate` has at once, for each of two models."""
 HEAP_COPIES = 2
 """By how much the process grew while one matrix was chosen, over what torch says was alive: 1.9 to 2.1 for the parts
 that grow with W, 1.0 for those that grow with C² (matrices from 0.8 to 4.4 million weights)."""
@@ -184,7 +184,8 @@ def training_memory(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, fre
     left = free - learner.held + ADAM * learner.trained
     micro, recompute = micro_batch(sizes, learner.trained, batch, length, method.gradient_checkpointing, left)
     learning = _training(sizes, learner, micro * length, accumulates=micro < batch, again=recompute)
-    held_out = min(recipe.data.held_out_sequences * length, JUDGED_LOGITS // (2 * max(1, sizes.words)))
+    at_once = max(length, min(JUDGED_LOGITS // (2 * max(1, sizes.words)), JUDGED_TOKENS))
+    held_out = min(recipe.data.held_out_sequences * length, at_once)
     judging = learner.held + 2 * sizes.weights + _loss(sizes, held_out, gradient=False)
     return TRAINING_LIBRARIES + max(learning, round(judging))
 

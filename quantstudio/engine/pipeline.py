@@ -193,12 +193,15 @@ def _quantize(
     """Choose and write; what a method finishes on the way outlives the process beside `partial`."""
     import torch
 
+    # Between libraries, each of which takes seconds to import on a busy machine.
+    reporter.check_cancel()
     from quantstudio.engine.foresight import try_kernels, warn_if_slower
     from quantstudio.engine.kernels.trial import AT_LOAD_S
     from quantstudio.engine.measure.environment import thread_count
     from quantstudio.engine.memory import give_back_freed_memory
     from quantstudio.engine.quantize import quantize_model
 
+    reporter.check_cancel()
     torch.set_num_threads(thread_count(recipe.machine))
     run_folder, data = partial.parent, None
     if recipe.method.kind in NEEDS_DATA:

@@ -3,7 +3,8 @@
     python tests/benchmarks/cancel_latency.py [--moments 10] [--jobs gptq qat sensitivity contest] [--model starter]
 
 Each moment is a share of the seconds that the job is given (`--within`), counted from the worker's first word of the
-job's phases, so that importing libraries is not among them. A job that had ended by then counts for nothing, and the
+job's phases, so that importing libraries is not among them. As the window does it, a process that has not ended when
+its patience has is terminated, and counted. A job that had ended by then counts for nothing, and the
 next moments are earlier. Prints the median of each kind, and the longest wait with the step that it hit.
 """
 
@@ -18,8 +19,10 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from quantstudio.client.worker_process import Patience
 from quantstudio.core import protocol, run_store
 from quantstudio.core.contest import Contestant
 from quantstudio.core.jobs import AnyJob, ContestJob, RunJob, SensitivityJob
@@ -56,10 +59,19 @@ def make_job(kind: str, model: str, home: Path) -> AnyJob:
     return RunJob(recipe=recipe, run_folder=str(run_store.create_run(home, recipe)))
 
 
-def seconds_to_cancel(job: AnyJob, after: float) -> tuple[float, str] | None:
+@dataclass(frozen=True)
+class Wait:
+    """How long it took, what the job was doing, and whether it was terminated."""
+
+    seconds: float
+    where: str
+    forced: bool
+
+
+def seconds_to_cancel(job: AnyJob, after: float) -> Wait | None:
     """Start the job, cancel it `after` seconds into its phases, and wait for the process.
 
-    Seconds, and what it was doing; None when it had ended by then. Raises AssertionError when it failed.
+    None when it had ended by then. Raises AssertionError when it failed.
     """
     worker = subprocess.Popen(
         [sys.executable, "-P", "-m", "quantstudio.worker"],
@@ -90,13 +102,23 @@ def seconds_to_cancel(job: AnyJob, after: float) -> tuple[float, str] | None:
     with suppress(BrokenPipeError):
         worker.stdin.write(protocol.Command(name="cancel").encode())
         worker.stdin.flush()
-    worker.wait(300)
+    forced = not _ends(worker, Patience().cancel)
+    if forced:
+        worker.terminate()
+        worker.wait(300)
     seconds = time.perf_counter() - started
     listener.join()
     if any(isinstance(message, protocol.Result) for message in seen):
         return None
-    assert any(isinstance(message, protocol.CancelledMessage) for message in seen), seen[-1]
-    return seconds, where
+    assert forced or any(isinstance(message, protocol.CancelledMessage) for message in seen), seen[-1]
+    return Wait(seconds, where, forced)
+
+
+def _ends(worker: subprocess.Popen[bytes], seconds: float) -> bool:
+    with suppress(subprocess.TimeoutExpired):
+        worker.wait(seconds)
+        return True
+    return False
 
 
 def _where(seen: list[protocol.Message | None]) -> str:
@@ -115,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     chance = random.Random(0)  # noqa: S311 - moments, no secrets
     for kind in options.jobs:
-        waits: list[tuple[float, str]] = []
+        waits: list[Wait] = []
         within = options.within
         while len(waits) < options.moments:
             with tempfile.TemporaryDirectory() as home:
@@ -124,9 +146,13 @@ def main() -> None:
                 waits.append(wait)
             else:
                 within *= EARLIER
-        longest, where = max(waits)
-        median = statistics.median(seconds for seconds, _ in waits)
-        print(f"{kind}: median {median:.2f} s, longest {longest:.2f} s of {len(waits)} ({where})", flush=True)
+        longest = max(waits, key=lambda wait: wait.seconds)
+        median, forced = statistics.median(wait.seconds for wait in waits), sum(wait.forced for wait in waits)
+        print(
+            f"{kind}: median {median:.2f} s, longest {longest.seconds:.2f} s ({longest.where}); "
+            f"{forced} of {len(waits)} terminated",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

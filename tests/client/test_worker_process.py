@@ -364,3 +364,8 @@ def gone(pid, timeout=20.0):
             return True
         time.sleep(0.02)
     return False
+
+
+def test_who_cancels_has_the_device_back_within_five_seconds():
+    """Asked first; what does not hear of it in time (a library being imported, a long product) is ended."""
+    assert Patience().cancel <= 4.5

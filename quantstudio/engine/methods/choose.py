@@ -91,6 +91,7 @@ def choose_weights(
         from quantstudio.engine.train.run import train_weights
 
         enter(TRAIN)
+        reporter.check_cancel()  # that import took seconds
         trained = train_weights(info, plan, recipe, run_folder, data, reporter)
         give_back_freed_memory()
     enter(CALIBRATE)

@@ -28,6 +28,7 @@ measure on 64 sequences of 512 tokens, and what leaving for any gain, or below 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,13 +52,13 @@ TAKEN_BELOW_ELSE = 0.7
 CHUNK_WEIGHTS = 1 << 22
 
 
-def quantize_hqq(weight: torch.Tensor, spec: WeightSpec) -> QuantizedWeight:
+def quantize_hqq(weight: torch.Tensor, spec: WeightSpec, check: Callable[[], None] = lambda: None) -> QuantizedWeight:
     """Put a weight, `[rows, columns]`, on the grid of `spec`. Rows are independent; temporary memory is bounded.
 
-    Raises BadWeights when a weight is NaN or infinite.
+    `check` is called between grids and may raise. Raises BadWeights when a weight is NaN or infinite.
     """
     step = max(1, CHUNK_WEIGHTS // weight.shape[1])
-    parts = [_some_rows(rows.to(torch.float32), spec) for rows in weight.split(step)]
+    parts = [_some_rows(rows.to(torch.float32), spec, check) for rows in weight.split(step)]
     zeros = [part.zero_points for part in parts if part.zero_points is not None]
     return QuantizedWeight(
         torch.cat([part.codes for part in parts]),
@@ -75,12 +76,12 @@ def choose_hqq(info: ModelInfo, plan: QuantizationPlan, work: Path, reporter: Re
         for number, layer in enumerate(layers):
             reporter.progress(number, len(layers), "layers", layer.slot.module)
             if layer.spec and layer.slot.part is not Part.EMBEDDING and not chosen.has(f"layer.{number}"):
-                weight = quantize_hqq(reader.read(layer.slot.tensor), layer.spec)
+                weight = quantize_hqq(reader.read(layer.slot.tensor), layer.spec, reporter.check_cancel)
                 chosen.put(f"layer.{number}", {layer.slot.module: weight})
     return chosen
 
 
-def _some_rows(weight: torch.Tensor, spec: WeightSpec) -> QuantizedWeight:
+def _some_rows(weight: torch.Tensor, spec: WeightSpec, check: Callable[[], None]) -> QuantizedWeight:
     best = nearest_grid(weight, spec)
     if spec.bits == 8:
         return best.weight(weight)
@@ -89,9 +90,11 @@ def _some_rows(weight: torch.Tensor, spec: WeightSpec) -> QuantizedWeight:
     nearest, plain = replace(best), _distance(grouped, best)
     least = plain
     for grid in candidates(grouped, spec):
+        check()
         least = _take_better(best, least, grid, grouped)
     grid = replace(best)
     for _ in range(ROUNDS):
+        check()
         grid.scales = _fitted(grouped, grid)
         least = _take_better(best, least, grid, grouped)
     share = TAKEN_BELOW.get(spec.bits, TAKEN_BELOW_ELSE)

@@ -17,6 +17,7 @@ from quantstudio.core.recipe_precision import AverageBits, FileSize, LargestLoss
 from quantstudio.core.sensitivity import Allotment, Sensitivity, advice, allot, as_precision
 from quantstudio.core.usage import mark_used
 from quantstudio.engine.data.prepare import prepare_data
+from quantstudio.engine.interrupt import checked
 from quantstudio.engine.load import load_model
 from quantstudio.engine.measure.environment import thread_count
 from quantstudio.engine.reporter import Reporter
@@ -45,7 +46,8 @@ def sensitivity_of(info: ModelInfo, recipe: Recipe, reporter: Reporter, cache: P
     model = loaded.model
     if loaded.device == "cpu" and 4 * info.parameters <= FP32_BYTES:
         model = model.float()
-    return measure_sensitivity(info, recipe, model, data.calibration, reporter)
+    with checked(model, reporter.check_cancel):
+        return measure_sensitivity(info, recipe, model, data.calibration, reporter)
 
 
 def with_bits_per_layer(

@@ -17,6 +17,8 @@ from quantstudio.engine.train.objective import logits_of, next_tokens
 
 LOGITS_BYTES = 128 << 20
 """Budget for the bf16 logits of one model."""
+TOKENS_AT_ONCE = 4096
+"""More are no faster, and nobody can stop before they have passed a layer."""
 SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 24
 
 
@@ -43,7 +45,7 @@ def held_out_score(
     """Score `ids` `[sequences, length]`, int64, on the model's device."""
     sums = torch.zeros(3, dtype=torch.float64)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    batch = max(1, LOGITS_BYTES // (2 * vocabulary * ids.shape[1]))
+    batch = max(1, min(LOGITS_BYTES // (2 * vocabulary), TOKENS_AT_ONCE) // ids.shape[1])
     for some, wanted in zip(ids.split(batch), labels.split(batch), strict=True):
         theirs = None if teacher is None else logits_of(teacher, some)
         sums += TokenLoss.apply(logits_of(model, some), theirs, next_tokens(wanted), objective).cpu().double()

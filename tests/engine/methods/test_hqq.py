@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quantstudio.core.errors import Cancelled
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import Recipe
@@ -54,3 +55,20 @@ def test_every_layer_is_chosen_once(tiny_folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "hqq").iterdir()}
     choose_hqq(info, plan, tmp_path, silent())
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "hqq").iterdir()}
+
+
+def test_fitting_a_matrix_can_be_stopped_between_grids(tiny_folder, tmp_path):
+    """On a busy machine a large matrix takes longer than a person waits."""
+    info = read_model_info(tiny_folder)
+    plan = make_plan(info, Recipe(scheme=W3A16(group_size=32)))
+    reporter, asked = silent(), []
+
+    def check():
+        asked.append(1)
+        if len(asked) == 5:  # progress asks once for each layer, so this is within the first
+            raise Cancelled
+
+    reporter.check_cancel = check
+    with pytest.raises(Cancelled):
+        choose_hqq(info, plan, tmp_path, reporter)
+    assert not list((tmp_path / "hqq").iterdir())

@@ -16,8 +16,13 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_method import FineTune, Qat
 from quantstudio.core.schemes import W2A16, W4A8, W4A16
+from quantstudio.engine.load import load_model
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import Reporter, silent
+from quantstudio.engine.train import evaluate
+from quantstudio.engine.train.data import labelled
+from quantstudio.engine.train.evaluate import held_out_score
+from quantstudio.engine.train.loss import Objective
 
 SCHEME = W2A16(group_size=32)
 QUICK = Qat(steps=6, batch_sequences=4, evaluations=3, learning_rate=2e-3)
@@ -180,3 +185,17 @@ def test_stops_early_when_nothing_gets_better(train):
     ran = train(QUICK.model_copy(update={"steps": 30, "evaluations": 15, "patience": 2, "learning_rate": 1e-8}), SCHEME)
     assert ran.metric("train/loss")[-1][0] < 30
     assert any("stopped" in text for text in ran.notices())
+
+
+def test_held_out_text_passes_in_pieces_that_can_be_stopped_between(tiny_folder, data, monkeypatch):
+    model = load_model(tiny_folder, "cpu", silent()).model
+    seen = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].numel()))
+    labels = labelled(data.training, data.training_mask)
+    whole = held_out_score(model, None, data.training, labels, Objective(0.0, 1.0, 1.0))
+    assert seen == [data.training.numel()]
+    monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", 5 * data.training.shape[1] + 1)
+    pieces = held_out_score(model, None, data.training, labels, Objective(0.0, 1.0, 1.0))
+    assert max(seen[1:]) == 5 * data.training.shape[1]
+    assert sum(seen[1:]) == data.training.numel()
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)  # sums in another order

@@ -10,11 +10,13 @@ Models with sliding windows decide in Python what their cache shows, so they sta
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from quantstudio.engine.gpu_step import GpuStep
 from quantstudio.engine.kv_cache import cache_argument
 
 _WARM_UPS = 2
@@ -29,11 +31,15 @@ def fits_graph(config: PretrainedConfig) -> bool:
 
 
 class GraphDecoder:
-    """One sequence in a static cache of `capacity` tokens. Use under `torch.inference_mode`."""
+    """One sequence in a static cache of `capacity` tokens. Use under `torch.inference_mode`.
 
-    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
+    `short`: a shorter way for one token, tried first.
+    """
+
+    def __init__(self, model: PreTrainedModel, capacity: int, short: GpuStep | None = None) -> None:
         self.capacity = capacity
         self._model = model
+        self._short = short
         self._cache = StaticCache(config=model.config, max_cache_len=capacity)
         self._token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -72,15 +78,26 @@ class GraphDecoder:
     def _first_step(self) -> torch.Tensor:
         """An eager step, then the same step recorded and replayed in its place."""
         lengths = [layer.cumulative_length.clone() for layer in self._cache.layers]
+        ways: list[Callable[[], torch.Tensor]] = [lambda: self._eager(self._token)]
+        if (short := self._short) is not None:
+            ways.insert(0, lambda: short(self._token, self._cache))
+        for way in ways:
+            self._record(way, lengths)
+            if self._graph is not None:
+                return self._logits
+        self._rewind(lengths)
+        return self._eager(self._token)
+
+    def _record(self, way: Callable[[], torch.Tensor], lengths: list[torch.Tensor]) -> None:
+        """Keep the step as a graph, if it can be recorded and its result is that of an eager step."""
+        graph = torch.cuda.CUDAGraph()
         try:
-            self._warm_up(lengths)
-            graph = torch.cuda.CUDAGraph()
+            self._warm_up(way, lengths)
             with torch.cuda.graph(graph):
-                self._logits = self._eager(self._token)
+                self._logits = way()
         except RuntimeError as error:
             _log.warning("Decoding without a CUDA graph: %s", error)
-            self._rewind(lengths)
-            return self._eager(self._token)
+            return
         self._rewind(lengths)
         expected = self._eager(self._token).float()
         self._rewind(lengths)
@@ -90,15 +107,14 @@ class GraphDecoder:
             self._graph = graph
         else:
             _log.warning("Decoding without a CUDA graph: its result is %.1f %% off.", 100 * difference)
-        return self._logits if self._graph is not None else expected
 
-    def _warm_up(self, lengths: list[torch.Tensor]) -> None:
+    def _warm_up(self, way: Callable[[], torch.Tensor], lengths: list[torch.Tensor]) -> None:
         """Run the step on another stream, as recording requires, so that libraries set themselves up."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                self._eager(self._token)
+                way()
                 self._rewind(lengths)
         torch.cuda.current_stream().wait_stream(stream)
 

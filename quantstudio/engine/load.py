@@ -28,6 +28,7 @@ from quantstudio.core.result import KernelUse
 from quantstudio.core.safety import require_safe
 from quantstudio.engine.attention import ATTENTION, register_attention
 from quantstudio.engine.failures import is_out_of_memory
+from quantstudio.engine.gpu_step import GpuStep, make_gpu_step
 from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
 from quantstudio.engine.kernels.trial import AT_LOAD_S, Trials
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
@@ -56,7 +57,9 @@ class LoadedModel:
     trial_s: float = 0.0
     """Seconds of the loading that went into trials of kernels."""
     step: LlamaStep | None = None
-    """The short way for one token, where there is one; it runs the layers that were there when the model was loaded."""
+    """The short way for one token on the CPU, if any; it runs the layers that were there when the model was loaded."""
+    gpu_step: GpuStep | None = None
+    """Likewise on a GPU."""
 
 
 def load_model(
@@ -92,10 +95,11 @@ def load_model(
         model.eval()
         _straighten_head_input(model)
         step = None if kernels == REFERENCE else make_llama_step(model)
+        gpu_step = None if kernels == REFERENCE else make_gpu_step(model)
         tokenizer = reading.result()
     trim_freed_memory()  # joined layers leave their parts behind, and the tokenizer its text
     ends = end_tokens(model, tokenizer)
-    return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step)
+    return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step, gpu_step)
 
 
 def _read_config(folder: Path) -> PretrainedConfig:

@@ -103,7 +103,8 @@ class TorchSequence:
         elif self._graph is not None and length <= self._graph.capacity:
             self._graph.restart()
         else:
-            self._graph = GraphDecoder(self._model, min(-(-length // _GRAPH_STEP) * _GRAPH_STEP, self.context_length))
+            capacity = min(-(-length // _GRAPH_STEP) * _GRAPH_STEP, self.context_length)
+            self._graph = GraphDecoder(self._model, capacity, self._loaded.gpu_step)
 
     def cut(self, tokens: int, room: int) -> bool:
         if self._graph is None:

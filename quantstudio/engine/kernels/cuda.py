@@ -8,14 +8,20 @@ Small models are launch-bound on a GPU: without a graph every kernel is as slow 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
+from quantstudio.engine.kernels.gpu_int4 import has_programs
+from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
+
+if TYPE_CHECKING:
+    from quantstudio.engine.kernels.gpu_programs import Matrix
 
 GROUPS = (256, 128, 64, 32)
 _INNER_K_TILES = 8
@@ -86,15 +92,41 @@ class CudaInt8(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
-        self._rounds_input = weight.spec.activations is ActivationKind.INT8_TOKEN
+        self.rounds_input = weight.spec.activations is ActivationKind.INT8_TOKEN
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales.flatten())
         self.bias = bias
 
+    @classmethod
+    def join(cls, parts: Sequence[CudaInt8]) -> CudaInt8 | None:
+        """One module whose output is that of the parts side by side; they become views of it. None: they differ."""
+        if len({(part.rounds_input, part.codes.shape[1]) for part in parts}) > 1:
+            return None
+        joined = cls.__new__(cls)
+        nn.Module.__init__(joined)
+        joined.rounds_input = parts[0].rounds_input
+        joined.register_buffer("codes", join_rows([(part, "codes") for part in parts]))
+        joined.register_buffer("scales", join_rows([(part, "scales") for part in parts]))
+        joined.bias = join_biases([(part.bias, part.codes.shape[0]) for part in parts])
+        return joined
+
+    def matrix(self) -> Matrix:
+        """The weight as our programs read it."""
+        from quantstudio.engine.kernels.gpu_programs import Matrix
+
+        return Matrix(8, self.codes, self.scales)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._rounds_input:
+        if self.rounds_input:
             x, token_scales = quantize_per_token(x)
-        y = nn.functional.linear(x, self.codes.to(x.dtype)) * self.scales
-        if self._rounds_input:
+        y = self._product(x)
+        if self.rounds_input:
             y = y * token_scales
         return y if self.bias is None else y + self.bias
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() > x.shape[-1] or not has_programs():
+            return nn.functional.linear(x, self.codes.to(x.dtype)) * self.scales
+        from quantstudio.engine.kernels.gpu_programs import product
+
+        return product(x.contiguous(), self.matrix(), x.new_empty(*x.shape[:-1], self.codes.shape[0]))

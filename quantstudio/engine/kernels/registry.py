@@ -23,6 +23,7 @@ from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
+from quantstudio.engine.kernels.gpu_int4 import GpuInt4
 from quantstudio.engine.kernels.probe import random_input, random_weight
 from quantstudio.engine.kernels.trial import MOST_ROWS, NO_TIME, PROMPT_ROWS, Timing, Trials, sum_timings
 from quantstudio.engine.quantized_weight import QuantizedWeight
@@ -53,17 +54,18 @@ class Kernel(Protocol):
     def __call__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> nn.Module: ...
 
 
-KERNELS: tuple[type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | CudaInt4 | CudaInt8 | Dequantized], ...] = (
+KERNELS: tuple[type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized], ...] = (
     CpuInt4,
     CpuInt8,
     CpuInt8Dynamic,
+    GpuInt4,
     CudaInt4,
     CudaInt8,
     Dequantized,
 )
 """Fastest first; the last takes everything."""
 
-KernelClass = type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | CudaInt4 | CudaInt8 | Dequantized]
+KernelClass = type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized]
 
 
 class Chooser:

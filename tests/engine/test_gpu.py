@@ -1,0 +1,86 @@
+"""The whole way on an NVIDIA GPU: kernels chosen, one token recorded as a graph, and the tokens that come out."""
+
+import pytest
+import torch
+from test_greedy_parity import PROMPT, assert_same_tokens, generate
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+from quantstudio.core.model_info import read_model_info
+from quantstudio.core.paths import resources
+from quantstudio.core.plan import make_plan
+from quantstudio.core.recipe import LayersSection, Recipe
+from quantstudio.core.schemes import W2A16, W3A16, W4A8, W4A16, W8A8, W8A16
+from quantstudio.engine.generate import Generator
+from quantstudio.engine.kernels.gpu_int4 import has_programs
+from quantstudio.engine.load import load_model
+from quantstudio.engine.quantize import quantize_model
+from quantstudio.engine.reporter import silent
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+SCHEMES = [W8A16(), W8A8(), W4A16(), W4A8(), W3A16(), W2A16()]
+
+
+def quantized(source, out, recipe):
+    info = read_model_info(source)
+    out.mkdir(exist_ok=True)
+    quantize_model(info, make_plan(info, recipe), recipe, out, silent())
+    return load_model(out, "cuda", silent())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda each: each.kind)
+def test_the_same_tokens_as_generate(scheme, tmp_path):
+    loaded = quantized(resources() / "starter", tmp_path, Recipe(scheme=scheme))
+    prompt = loaded.tokenizer(PROMPT)["input_ids"]
+    rounds_input = scheme.kind.endswith("a8")
+    assert_same_tokens(Generator(loaded), prompt, *generate(tmp_path, prompt), 0.2 if rounds_input else 0.1)
+    assert (loaded.gpu_step is not None) == (has_programs() and not rounds_input)
+
+
+def small(kind, **more):
+    config = kind(
+        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, **more,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+FAMILIES = {
+    "Llama": lambda: small(LlamaConfig, tie_word_embeddings=True),
+    "Llama with biases": lambda: small(LlamaConfig, attention_bias=True, mlp_bias=True),
+    "Qwen2": lambda: small(Qwen2Config),
+    "Qwen3": lambda: small(Qwen3Config, head_dim=64),
+}
+RECIPES = {
+    "bf16": None,
+    "int4": Recipe(scheme=W4A16(group_size=32), layers=LayersSection(head="same")),
+    "int8": Recipe(scheme=W8A16()),
+}
+
+
+@pytest.mark.skipif(not has_programs(), reason="triton is missing")
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_short_way_scores_like_transformers_own(family, recipe, tmp_path, caplog):
+    model = FAMILIES[family]()
+    for name, value in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(value, mean=0.5, std=0.3)
+    model.save_pretrained(tmp_path / "original")
+    if RECIPES[recipe] is None:
+        loaded = load_model(tmp_path / "original", "cuda", silent())
+    else:
+        loaded = quantized(tmp_path / "original", tmp_path / "quantized", RECIPES[recipe])
+    assert loaded.gpu_step is not None
+    prompt = torch.randint(0, 512, (70,), generator=torch.Generator().manual_seed(0)).tolist()
+    generator = Generator(loaded)
+    generator.prefill(prompt, reserve=40)
+    for token in range(40):
+        found = generator.decode_step(token)
+        if token in (0, 1, 39):
+            with torch.inference_mode():
+                ids = torch.tensor([prompt + list(range(token + 1))], device="cuda")
+                expected = loaded.model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
+            assert float((found.float() - expected).norm() / expected.norm()) < 0.02
+    assert not caplog.records, "the graph was not recorded"

@@ -1,11 +1,11 @@
-"""Decode speed on an NVIDIA GPU, batch 1: bf16, int8 and int4, by transformers' own code under a recorded graph, compiled
-by torch, and by this program's short way.
+"""Decode speed on an NVIDIA GPU, batch 1: bf16, int8 and int4, by transformers' own code under a recorded graph,
+compiled by torch, and by this program's short way.
 
     python tests/benchmarks/decode_gpu.py [--shapes 0.5B 7B] [--trials 5] [--tokens 64] [--compile]
     python tests/benchmarks/decode_gpu.py --products        products alone, by tiling, against torch's operators
 
-Weights are random, which speed does not notice. All variants of a shape are in memory at once and take turns; ratios are
-medians over trials of the ratio within one trial.
+Weights are random, which speed does not notice. All variants of a shape are in memory at once and take turns; ratios
+are medians over trials of the ratio within one trial.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.gpu_int4 import GpuInt4
 from quantstudio.engine.kv_cache import cache_argument
 from quantstudio.engine.methods.rtn import quantize_rtn
+from quantstudio.engine.quantized_weight import QuantizedWeight
 
 SHAPES = {
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -62,6 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--products", action="store_true")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 8, 16], choices=[4, 8, 16], help="of products")
     return parser.parse_args()
 
 
@@ -83,9 +85,13 @@ def _with(original: PreTrainedModel, spec: WeightSpec, kind: Any, head: Any) -> 
         old = model.get_submodule(name)
         on_head = name == "lm_head"
         own = W8A16().weight_spec() if on_head and head is CudaInt8 else spec
-        weight = quantize_rtn(old.weight, own)
+        weight = _on_gpu(quantize_rtn(old.weight, own))
         model.set_submodule(name, (head if on_head else kind)(weight, old.bias))
     return model
+
+
+def _on_gpu(weight: QuantizedWeight) -> QuantizedWeight:
+    return QuantizedWeight(weight.codes.cuda(), weight.scales.cuda(), None, weight.spec)
 
 
 def _variants(shape: str, options: argparse.Namespace) -> dict[str, tuple[PreTrainedModel, Way | None]]:
@@ -100,13 +106,13 @@ def _variants(shape: str, options: argparse.Namespace) -> dict[str, tuple[PreTra
     }
     variants: dict[str, tuple[PreTrainedModel, Way | None]] = {}
     for name, model in models.items():
-        if options.compile and name in ("bf16", "int4, torch's operator", "int4"):
+        if options.compile and name in ("bf16", "int4, torch's operator"):
             variants[f"{name}, compiled"] = model, _compiled(model)
         if name != "int4, int8 head":
             variants[f"{name}, transformers' code in a graph"] = model, None
-    for name, model in models.items():  # last: joining moves weights that the ways before have not recorded yet
+    for name, model in models.items():
         if name != "int4, torch's operator":
-            variants[f"{name}, short way"] = model, None
+            variants[f"{name}, short way"] = model, make_gpu_step(model)
     return variants
 
 
@@ -124,11 +130,6 @@ def _shape(shape: str, options: argparse.Namespace) -> None:
     decoders: dict[str, GraphDecoder] = {}
     for name, (model, way) in variants.items():
         started = time.perf_counter()
-        if name.endswith("short way"):
-            way = make_gpu_step(model)
-            if way is None:
-                print(f"no short way: {name}")
-                continue
         try:
             decoder = GraphDecoder(model, CAPACITY, way)
             with torch.inference_mode():
@@ -185,15 +186,15 @@ def _products(options: argparse.Namespace) -> None:
 
     tilings = [
         programs.Tiling(rows, weights, warps)
-        for rows in (2, 4, 8, 16)
+        for rows in (2, 4, 8, 16, 32)
         for weights in (512, 1024, 2048)
         for warps in (1, 2, 4, 8)
-        if 256 <= rows * weights / warps / 8 <= 2048 * 2
+        if 32 <= rows * weights / (32 * warps) <= 128
     ]
     for shape in options.shapes:
         for rows, columns in MATRICES[shape]:
             x = torch.randn(columns, device="cuda").to(torch.bfloat16)
-            for bits in (4, 8, 16):
+            for bits in options.bits:
                 try:
                     _product_times(programs, tilings, x, bits, rows, columns)
                 except Exception:

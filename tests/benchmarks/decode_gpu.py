@@ -30,7 +30,6 @@ from quantstudio.engine.gpu_step import make_gpu_step
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.gpu_int4 import GpuInt4
 from quantstudio.engine.kv_cache import cache_argument
-from quantstudio.engine.methods.rtn import quantize_rtn
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 SHAPES = {
@@ -85,13 +84,18 @@ def _with(original: PreTrainedModel, spec: WeightSpec, kind: Any, head: Any) -> 
         old = model.get_submodule(name)
         on_head = name == "lm_head"
         own = W8A16().weight_spec() if on_head and head is CudaInt8 else spec
-        weight = _on_gpu(quantize_rtn(old.weight, own))
+        weight = _drawn(own, *old.weight.shape)
         model.set_submodule(name, (head if on_head else kind)(weight, old.bias))
     return model
 
 
-def _on_gpu(weight: QuantizedWeight) -> QuantizedWeight:
-    return QuantizedWeight(weight.codes.cuda(), weight.scales.cuda(), None, weight.spec)
+def _drawn(spec: WeightSpec, rows: int, columns: int) -> QuantizedWeight:
+    """Random codes, and scales that make the weight as large as a fresh model's."""
+    low, high = spec.code_range
+    codes = torch.randint(low, high + 1, (rows, columns), dtype=torch.int8, device="cuda")
+    groups = columns // spec.group_size if spec.group_size else 1
+    scales = torch.full((rows, groups), 0.07 / (high - low), dtype=torch.bfloat16, device="cuda")
+    return QuantizedWeight(codes, scales, None, spec)
 
 
 def _variants(shape: str, options: argparse.Namespace) -> dict[str, tuple[PreTrainedModel, Way | None]]:

@@ -10,6 +10,7 @@ Needs the package triton, which torch's CUDA builds for Linux bring along. Impor
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +19,8 @@ import triton.language as tl
 
 NIBBLES = 8
 """4-bit codes in a word of 32 bits."""
-SPLITS = 16
-"""Parts of the sequence that attention works on side by side."""
 _HEADS = 16
 """Query heads in one product of attention: the smallest that tensor cores take."""
-_POSITIONS = 64
 _TALL, _WIDE = 8192, 4096
 """Rows and columns of a matrix from which it is cut in another way."""
 
@@ -196,7 +194,7 @@ def _attend(
     states_ptr, query_norm_ptr, key_norm_ptr, cosine_ptr, sine_ptr, keys_ptr, values_ptr, position_ptr,
     parts_ptr, tops_ptr, sums_ptr, capacity, scale, epsilon,
     QUERIES: tl.constexpr, SHARED: tl.constexpr, SIZE: tl.constexpr, HAS_NORM: tl.constexpr,
-    SPLITS: tl.constexpr, HEADS: tl.constexpr, POSITIONS: tl.constexpr,
+    SPLITS: tl.constexpr, HEADS: tl.constexpr, POSITIONS: tl.constexpr, FACTORS: tl.constexpr,
 ):  # fmt: skip
     """One part of the sequence for the queries of one shared head; the part that it falls to keeps the new token."""
     shared, split = tl.program_id(0), tl.program_id(1)
@@ -233,14 +231,14 @@ def _attend(
     for begin in range(start, end, POSITIONS):
         seen = begin + tl.arange(0, POSITIONS)
         place = head + seen[:, None] * SIZE + dim[None, :]
-        keys = tl.load(keys_ptr + place, mask=(seen < end)[:, None], other=0.0).to(tl.float32)
-        scores = tl.dot(query, tl.trans(keys)) * scale
+        keys = tl.load(keys_ptr + place, mask=(seen < end)[:, None], other=0.0).to(FACTORS)
+        scores = tl.dot(query.to(FACTORS), tl.trans(keys)) * scale
         scores = tl.where((seen < end)[None, :], scores, -1e30)
         higher = tl.maximum(top, tl.max(scores, 1))
         shares = tl.exp(scores - higher[:, None])
         fade = tl.exp(top - higher)
-        values = tl.load(values_ptr + place, mask=(seen < end)[:, None], other=0.0).to(tl.float32)
-        result = result * fade[:, None] + tl.dot(shares, values)
+        values = tl.load(values_ptr + place, mask=(seen < end)[:, None], other=0.0).to(FACTORS)
+        result = result * fade[:, None] + tl.dot(shares.to(FACTORS), values)
         total = total * fade + tl.sum(shares, 1)
         top = higher
     index = (shared * GROUP + lane) * SPLITS + split
@@ -347,6 +345,21 @@ def product(
 
 
 @dataclass(frozen=True)
+class Parting:
+    """How attention is cut: parts of the sequence side by side, positions of a part read at once, warps."""
+
+    parts: int
+    positions: int
+    warps: int
+
+
+PARTING = Parting(16, 32, 4)
+"""Measured best, or close to it, on an H100 for up to some thousand positions."""
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's interpreter multiplies no bf16."""
+
+
+@dataclass(frozen=True)
 class Heads:
     """How attention's heads are laid out."""
 
@@ -361,11 +374,11 @@ class Heads:
 class Attention:
     """Room for what the parts of one token's attention find; the same for every layer."""
 
-    def __init__(self, heads: Heads, device: torch.device) -> None:
-        self._heads = heads
-        self._parts = torch.empty(heads.queries, SPLITS, heads.size, device=device)
-        self._tops = torch.empty(heads.queries, SPLITS, device=device)
-        self._sums = torch.empty(heads.queries, SPLITS, device=device)
+    def __init__(self, heads: Heads, device: torch.device, cut: Parting | None = None) -> None:
+        self._heads, self._cut = heads, cut or PARTING
+        self._parts = torch.empty(heads.queries, self._cut.parts, heads.size, device=device)
+        self._tops = torch.empty(heads.queries, self._cut.parts, device=device)
+        self._sums = torch.empty(heads.queries, self._cut.parts, device=device)
         self._seen = torch.empty(heads.queries * heads.size, dtype=torch.bfloat16, device=device)
 
     def __call__(
@@ -382,14 +395,16 @@ class Attention:
         cosine and sine `[size]`. `past`: keys and values `[1, shared, capacity, size]`, to which the token is added at
         `position` (int64 scalar on the device). `norms`: weights of the norms of queries and keys.
         """
-        heads, (keys, values) = self._heads, past
+        heads, cut, (keys, values) = self._heads, self._cut, past
         query_norm, key_norm = norms or (None, None)
-        _attend[(heads.shared, SPLITS)](
+        group = triton.next_power_of_2(heads.queries // heads.shared)
+        factors = tl.float32 if _INTERPRETED else tl.bfloat16
+        _attend[(heads.shared, cut.parts)](
             states, query_norm, key_norm, *turn, keys, values, position, self._parts, self._tops, self._sums,
             keys.shape[2], heads.scale, heads.epsilon, heads.queries, heads.shared, heads.size, norms is not None,
-            SPLITS, max(_HEADS, triton.next_power_of_2(heads.queries // heads.shared)), _POSITIONS, num_warps=4,
+            cut.parts, max(_HEADS, group), cut.positions, factors, num_warps=cut.warps,
         )  # fmt: skip
         _join[(heads.queries,)](
-            self._parts, self._tops, self._sums, self._seen, heads.size, SPLITS, num_warps=2
+            self._parts, self._tops, self._sums, self._seen, heads.size, cut.parts, num_warps=2
         )  # fmt: skip
         return self._seen

@@ -43,7 +43,7 @@ class GpuStep:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        from quantstudio.engine.kernels.gpu_programs import Attention, Heads
+        from quantstudio.engine.kernels.gpu_calls import Attention, Heads
 
         attention, config = model.model.layers[0].self_attn, model.config
         norm = getattr(attention, "q_norm", None)
@@ -108,13 +108,15 @@ class _Products:
 
     def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """The result, or `onto` with the result added; the next call overwrites the former."""
-        from quantstudio.engine.kernels.gpu_programs import product
+        from quantstudio.engine.kernels.gpu_calls import product
 
         out, start = self._out if onto is None else onto, 0
         for matrix, bias in self._parts:
             stop = start + matrix.rows
             place = out if len(self._parts) == 1 else out[start:stop]
-            product(x, matrix, place, bias, self._norm, self._epsilon, onto, gated=self._fused)
+            product(
+                x, matrix, place, bias=bias, norm=self._norm, epsilon=self._epsilon, residual=onto, gated=self._fused
+            )
             start = stop
         if self._gated and not self._fused:
             gate, up = out.view(2, -1)
@@ -124,7 +126,7 @@ class _Products:
 
 def matrix_of(module: Any) -> Any:
     """A layer's weight as the programs read it."""
-    from quantstudio.engine.kernels.gpu_programs import Matrix
+    from quantstudio.engine.kernels.gpu_calls import Matrix
 
     if isinstance(module, nn.Linear):
         return Matrix(16, module.weight.detach())

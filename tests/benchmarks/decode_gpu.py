@@ -186,10 +186,10 @@ FRESH_BYTES = 160 << 20
 
 
 def _products(options: argparse.Namespace) -> None:
-    from quantstudio.engine.kernels import gpu_programs as programs
+    from quantstudio.engine.kernels import gpu_calls
 
     tilings = [
-        programs.Tiling(rows, weights, warps)
+        gpu_calls.Tiling(rows, weights, warps)
         for rows in (2, 4, 8, 16, 32)
         for weights in (512, 1024, 2048)
         for warps in (1, 2, 4, 8)
@@ -200,18 +200,18 @@ def _products(options: argparse.Namespace) -> None:
             x = torch.randn(columns, device="cuda").to(torch.bfloat16)
             for bits in options.bits:
                 try:
-                    _product_times(programs, tilings, x, bits, rows, columns)
+                    _product_times(gpu_calls, tilings, x, bits, rows, columns)
                 except Exception:
                     traceback.print_exc()
 
 
-def _product_times(programs: Any, tilings: list[Any], x: torch.Tensor, bits: int, rows: int, columns: int) -> None:
-    matrices = _copies(programs, bits, rows, columns)
+def _product_times(gpu_calls: Any, tilings: list[Any], x: torch.Tensor, bits: int, rows: int, columns: int) -> None:
+    matrices = _copies(gpu_calls, bits, rows, columns)
     out = x.new_empty(rows)
     found = {}
     for tiling in tilings:
         try:
-            found[tiling] = _microseconds([lambda m=m, t=tiling: programs.product(x, m, out, cut=t) for m in matrices])
+            found[tiling] = _microseconds([lambda m=m, t=tiling: gpu_calls.product(x, m, out, cut=t) for m in matrices])
         except Exception as error:
             print(tiling, type(error).__name__, str(error)[:100])
     best = sorted(found, key=found.__getitem__)[:4]
@@ -231,7 +231,7 @@ def _product_times(programs: Any, tilings: list[Any], x: torch.Tensor, bits: int
         pairs = torch.ones(columns // 128, rows, 2, device="cuda", dtype=torch.bfloat16)
         calls = [lambda p=p: torch.ops.aten._weight_int4pack_mm(x[None], p, 128, pairs) for p in packed]
         theirs = f"tinygemm {_microseconds(calls):.1f}"
-    default = found.get(programs.tiling(bits, rows, columns))
+    default = found.get(gpu_calls.tiling(bits, rows, columns))
     kept = f"; chosen {default:.1f}" if default else ""
     print(
         f"{bits:2} bits {rows} x {columns}: "
@@ -241,7 +241,7 @@ def _product_times(programs: Any, tilings: list[Any], x: torch.Tensor, bits: int
     )
 
 
-def _copies(programs: Any, bits: int, rows: int, columns: int) -> list[Any]:
+def _copies(gpu_calls: Any, bits: int, rows: int, columns: int) -> list[Any]:
     width = {4: columns // 8 * 4, 8: columns, 16: 2 * columns}[bits]
     count = max(2, -(-FRESH_BYTES // (rows * width)))
     made = []
@@ -249,12 +249,12 @@ def _copies(programs: Any, bits: int, rows: int, columns: int) -> list[Any]:
         if bits == 4:
             data = torch.randint(-(1 << 31), 1 << 31, (rows, columns // 8), device="cuda", dtype=torch.int64)
             scales = torch.ones(rows, columns // 128, device="cuda", dtype=torch.bfloat16)
-            made.append(programs.Matrix(4, data.to(torch.int32), scales, None, 128))
+            made.append(gpu_calls.Matrix(4, data.to(torch.int32), scales, None, 128))
         elif bits == 8:
             data = torch.randint(-128, 128, (rows, columns), device="cuda", dtype=torch.int8)
-            made.append(programs.Matrix(8, data, torch.ones(rows, device="cuda", dtype=torch.bfloat16)))
+            made.append(gpu_calls.Matrix(8, data, torch.ones(rows, device="cuda", dtype=torch.bfloat16)))
         else:
-            made.append(programs.Matrix(16, torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)))
+            made.append(gpu_calls.Matrix(16, torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)))
     return made
 
 

@@ -21,7 +21,7 @@ from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
-    from quantstudio.engine.kernels.gpu_programs import Matrix
+    from quantstudio.engine.kernels.gpu_calls import Matrix
 
 GROUPS = (256, 128, 64, 32)
 _INNER_K_TILES = 8
@@ -112,7 +112,7 @@ class CudaInt8(nn.Module):
 
     def matrix(self) -> Matrix:
         """The weight as our programs read it."""
-        from quantstudio.engine.kernels.gpu_programs import Matrix
+        from quantstudio.engine.kernels.gpu_calls import Matrix
 
         return Matrix(8, self.codes, self.scales)
 
@@ -127,6 +127,6 @@ class CudaInt8(nn.Module):
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() > x.shape[-1] or not has_programs():
             return nn.functional.linear(x, self.codes.to(x.dtype)) * self.scales
-        from quantstudio.engine.kernels.gpu_programs import product
+        from quantstudio.engine.kernels.gpu_calls import product
 
         return product(x.contiguous(), self.matrix(), x.new_empty(*x.shape[:-1], self.codes.shape[0]))

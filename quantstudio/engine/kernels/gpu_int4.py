@@ -20,7 +20,7 @@ from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
-    from quantstudio.engine.kernels.gpu_programs import Matrix
+    from quantstudio.engine.kernels.gpu_calls import Matrix
 
 GROUPS = (128, 64, 32)
 _OLDEST = (8, 0)
@@ -51,7 +51,7 @@ class GpuInt4(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
-        from quantstudio.engine.kernels.gpu_programs import pack_words
+        from quantstudio.engine.kernels.gpu_calls import pack_words
 
         columns = weight.shape[1]
         self.group = _program_group(weight.spec, columns) or 0
@@ -83,12 +83,12 @@ class GpuInt4(nn.Module):
 
     def matrix(self) -> Matrix:
         """The weight as the programs read it."""
-        from quantstudio.engine.kernels.gpu_programs import Matrix
+        from quantstudio.engine.kernels.gpu_calls import Matrix
 
         return Matrix(4, self.words, self.scales, self.zeros, self.group)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        from quantstudio.engine.kernels.gpu_programs import product, unpacked
+        from quantstudio.engine.kernels.gpu_calls import product, unpacked
 
         rows = x.reshape(-1, x.shape[-1])
         if self.rounds_input:

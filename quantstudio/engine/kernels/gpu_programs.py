@@ -1,65 +1,17 @@
 """Triton programs for one token on an NVIDIA GPU: low-bit products, attention over a static cache, unpacking.
 
-A token of a quantized model is bound by reading weights. torch's own 4-bit operator reaches a quarter of an H200's
-memory bandwidth on one row; these programs read every packed word once, multiply out in registers in fp32, and do what
-comes before and after a product (norm, bias, gate, residual) in the same pass. Attention is split along the sequence
-and joined afterwards (Flash-Decoding, Dao et al. 2023, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+A token of a quantized model is bound by reading weights, and on a GPU as much by the pauses between many small
+programs. These read every packed word once, multiply out in registers in fp32, and do what comes before and after a
+product (norm, bias, gate, residual) in the same pass. Attention is split along the sequence and joined afterwards
+(Flash-Decoding, Dao et al. 2023, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 
-Needs the package triton, which torch's CUDA builds for Linux bring along. Import only where there is one.
+Needs the package triton, which torch's CUDA builds for Linux bring along. `gpu_calls` starts them.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-
-NIBBLES = 8
-"""4-bit codes in a word of 32 bits."""
-_HEADS = 16
-"""Query heads in one product of attention: the smallest that tensor cores take."""
-_TALL, _WIDE = 8192, 4096
-"""Rows and columns of a matrix from which it is cut in another way."""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A weight `[rows, columns]` as the programs read it.
-
-    4 bits: `data` int32 `[rows, columns / 8]` of `pack_words`, `scales` bf16 `[rows, groups]`, `zeros` uint8 likewise
-    or None for 8. 8 bits: `data` int8, `scales` bf16 `[rows]`. 16 bits: `data` bf16 alone.
-    """
-
-    bits: int
-    data: torch.Tensor
-    scales: torch.Tensor | None = None
-    zeros: torch.Tensor | None = None
-    group: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.data.shape[0]
-
-    @property
-    def columns(self) -> int:
-        return self.data.shape[1] * (NIBBLES if self.bits == 4 else 1)
-
-
-def pack_words(codes: torch.Tensor, group: int) -> torch.Tensor:
-    """int8 codes -8…7 `[rows, columns]` → int32 `[rows, columns / 8]`.
-
-    Within a group, word j holds the codes j, j + group/8, j + 2·group/8 …, lowest bits first, plus 8: so neighbouring
-    words meet neighbouring inputs, nibble by nibble.
-    """
-    rows, columns = codes.shape
-    unsigned = (codes.to(torch.int32) + 8).view(rows, columns // group, NIBBLES, group // NIBBLES)
-    words = torch.zeros(rows, columns // group, group // NIBBLES, dtype=torch.int32, device=codes.device)
-    for nibble in range(NIBBLES):
-        words |= unsigned[:, :, nibble] << (4 * nibble)
-    return words.view(rows, columns // NIBBLES)
 
 
 @triton.jit
@@ -132,7 +84,7 @@ def _dot_plain(
 
 
 @triton.jit
-def _product(
+def product(
     x_ptr, norm_ptr, data_ptr, scales_ptr, zeros_ptr, bias_ptr, residual_ptr, out_ptr, count, columns, epsilon,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_NORM: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, GATED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -190,7 +142,7 @@ def _turned(base, norm_ptr, cosine_ptr, sine_ptr, dim, valid, epsilon, SIZE: tl.
 
 
 @triton.jit
-def _attend(
+def attend(
     states_ptr, query_norm_ptr, key_norm_ptr, cosine_ptr, sine_ptr, keys_ptr, values_ptr, position_ptr,
     parts_ptr, tops_ptr, sums_ptr, capacity, scale, epsilon,
     QUERIES: tl.constexpr, SHARED: tl.constexpr, SIZE: tl.constexpr, HAS_NORM: tl.constexpr,
@@ -248,7 +200,7 @@ def _attend(
 
 
 @triton.jit
-def _join(parts_ptr, tops_ptr, sums_ptr, out_ptr, SIZE: tl.constexpr, SPLITS: tl.constexpr):
+def join(parts_ptr, tops_ptr, sums_ptr, out_ptr, SIZE: tl.constexpr, SPLITS: tl.constexpr):
     """What one head saw, out of its parts."""
     head = tl.program_id(0)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, SIZE)
@@ -261,7 +213,7 @@ def _join(parts_ptr, tops_ptr, sums_ptr, out_ptr, SIZE: tl.constexpr, SPLITS: tl
 
 
 @triton.jit
-def _unpack(
+def unpack(
     words_ptr, scales_ptr, zeros_ptr, out_ptr, columns, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
 ):  # fmt: skip
@@ -283,128 +235,3 @@ def _unpack(
         code = ((words >> (4 * nibble)) & 0xF).to(tl.float32) - zero[:, None]
         column = group[:, None] * GROUP + nibble * WORDS + lane[None, :]
         tl.store(out_ptr + row * columns + column, (code * scale[:, None]).to(tl.bfloat16), mask=inside[:, None])
-
-
-def unpacked(matrix: Matrix) -> torch.Tensor:
-    """A 4-bit matrix in bf16, `[rows, columns]`."""
-    out = torch.empty(matrix.rows, matrix.columns, dtype=torch.bfloat16, device=matrix.data.device)
-    block = 512 // matrix.group
-    blocks = triton.cdiv(matrix.columns // matrix.group, block)
-    _unpack[(matrix.rows, blocks)](
-        matrix.data, matrix.scales, matrix.zeros, out, matrix.columns, matrix.group, matrix.zeros is not None, block,
-        num_warps=2,
-    )  # fmt: skip
-    return out
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a product is cut: rows for each program, weights of a row read at once, warps."""
-
-    rows: int
-    weights: int
-    warps: int
-
-
-def tiling(bits: int, rows: int, columns: int) -> Tiling:
-    """Measured best, or close to it, on an H200 for the matrices of 0.5B and 7B models."""
-    tall, wide = rows >= _TALL, columns >= _WIDE
-    if bits == 4:
-        return Tiling(16, 512, 2) if tall else Tiling(4, 2048, 4) if wide else Tiling(2, 512, 1)
-    if bits == 8:
-        return Tiling(8, 512, 2) if tall else Tiling(2, 2048, 4) if wide else Tiling(2, 1024, 2)
-    return Tiling(2, 1024, 1)
-
-
-def product(
-    x: torch.Tensor,
-    matrix: Matrix,
-    out: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    norm: torch.Tensor | None = None,
-    epsilon: float = 0.0,
-    residual: torch.Tensor | None = None,
-    gated: bool = False,  # noqa: FBT001, FBT002
-    cut: Tiling | None = None,
-) -> torch.Tensor:
-    """`out` = matrix · x for one row x `[columns]` bf16, contiguous; returns `out`, bf16 `[rows]`.
-
-    `norm`: root-mean-square norm of x with this weight first. `gated`: the matrix holds gates, then ups; `out`
-    `[rows / 2]` is silu(gate) · up. `residual` is added last and may be `out`.
-    """
-    cut = cut or tiling(matrix.bits, matrix.rows, matrix.columns)
-    count = matrix.rows // 2 if gated else matrix.rows
-    tall = max(1, cut.rows // 2) if gated else cut.rows
-    block = max(1, cut.weights // matrix.group) if matrix.bits == 4 else cut.weights
-    _product[(triton.cdiv(count, tall),)](
-        x, norm, matrix.data, matrix.scales, matrix.zeros, bias, residual, out, count, matrix.columns, epsilon,
-        matrix.bits, matrix.group, norm is not None, matrix.zeros is not None, bias is not None, residual is not None,
-        gated, tall, block, num_warps=cut.warps,
-    )  # fmt: skip
-    return out
-
-
-@dataclass(frozen=True)
-class Parting:
-    """How attention is cut: parts of the sequence side by side, positions of a part read at once, warps."""
-
-    parts: int
-    positions: int
-    warps: int
-
-
-PARTING = Parting(16, 32, 4)
-"""Measured best, or close to it, on an H100 for up to some thousand positions."""
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter multiplies no bf16."""
-
-
-@dataclass(frozen=True)
-class Heads:
-    """How attention's heads are laid out."""
-
-    queries: int
-    shared: int
-    size: int
-    scale: float
-    epsilon: float = 0.0
-    """Of the norms of queries and keys, where there are any."""
-
-
-class Attention:
-    """Room for what the parts of one token's attention find; the same for every layer."""
-
-    def __init__(self, heads: Heads, device: torch.device, cut: Parting | None = None) -> None:
-        self._heads, self._cut = heads, cut or PARTING
-        self._parts = torch.empty(heads.queries, self._cut.parts, heads.size, device=device)
-        self._tops = torch.empty(heads.queries, self._cut.parts, device=device)
-        self._sums = torch.empty(heads.queries, self._cut.parts, device=device)
-        self._seen = torch.empty(heads.queries * heads.size, dtype=torch.bfloat16, device=device)
-
-    def __call__(
-        self,
-        states: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        past: tuple[torch.Tensor, torch.Tensor],
-        position: torch.Tensor,
-        norms: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> torch.Tensor:
-        """What the queries see, bf16 `[queries · size]`; the next call overwrites it.
-
-        `states`: bf16 `[(queries + 2 · shared) · size]`, queries, keys and values of one token before rotation. `turn`:
-        cosine and sine `[size]`. `past`: keys and values `[1, shared, capacity, size]`, to which the token is added at
-        `position` (int64 scalar on the device). `norms`: weights of the norms of queries and keys.
-        """
-        heads, cut, (keys, values) = self._heads, self._cut, past
-        query_norm, key_norm = norms or (None, None)
-        group = triton.next_power_of_2(heads.queries // heads.shared)
-        factors = tl.float32 if _INTERPRETED else tl.bfloat16
-        _attend[(heads.shared, cut.parts)](
-            states, query_norm, key_norm, *turn, keys, values, position, self._parts, self._tops, self._sums,
-            keys.shape[2], heads.scale, heads.epsilon, heads.queries, heads.shared, heads.size, norms is not None,
-            cut.parts, max(_HEADS, group), cut.positions, factors, num_warps=cut.warps,
-        )  # fmt: skip
-        _join[(heads.queries,)](
-            self._parts, self._tops, self._sums, self._seen, heads.size, cut.parts, num_warps=2
-        )  # fmt: skip
-        return self._seen

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="torch's CUDA builds for Linux bring it along")
-from quantstudio.engine.kernels import gpu_programs as programs
+from quantstudio.engine.kernels import gpu_calls as calls
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not torch.cuda.is_available() and not INTERPRETED:
@@ -36,7 +36,7 @@ def four_bits(rows, columns, group, with_zeros):
     offsets = torch.full(scales.shape, 8.0) if zeros is None else zeros.float()
     weight = (codes.float() + 8 - offsets.repeat_interleave(group, 1)) * scales.float().repeat_interleave(group, 1)
     zeros = None if zeros is None else zeros.to(DEVICE)
-    matrix = programs.Matrix(4, programs.pack_words(codes, group).to(DEVICE), scales.to(DEVICE), zeros, group)
+    matrix = calls.Matrix(4, calls.pack_words(codes, group).to(DEVICE), scales.to(DEVICE), zeros, group)
     return matrix, weight.to(DEVICE)
 
 
@@ -44,12 +44,12 @@ def eight_bits(rows, columns):
     chance = torch.Generator().manual_seed(1)
     codes = torch.randint(-128, 128, (rows, columns), dtype=torch.int8, generator=chance).to(DEVICE)
     scales = ((torch.rand(rows, generator=chance) - 0.3) * 0.01).to(torch.bfloat16).to(DEVICE)
-    return programs.Matrix(8, codes, scales), codes.float() * scales.float()[:, None]
+    return calls.Matrix(8, codes, scales), codes.float() * scales.float()[:, None]
 
 
 def sixteen_bits(rows, columns):
     weight = drawn(rows, columns, seed=1)
-    return programs.Matrix(16, weight), weight.float()
+    return calls.Matrix(16, weight), weight.float()
 
 
 MATRICES = {
@@ -64,16 +64,16 @@ MATRICES = {
 @pytest.mark.parametrize("kind", [name for name in MATRICES if name.startswith("int4")])
 def test_unpacking_gives_the_weight(kind):
     matrix, weight = MATRICES[kind]()
-    assert far(programs.unpacked(matrix), weight) < ROUNDINGS
+    assert far(calls.unpacked(matrix), weight) < ROUNDINGS
 
 
-@pytest.mark.parametrize("tiling", [None, programs.Tiling(4, 512, 4), programs.Tiling(16, 2048, 8)])
+@pytest.mark.parametrize("tiling", [None, calls.Tiling(4, 512, 4), calls.Tiling(16, 2048, 8)])
 @pytest.mark.parametrize("kind", MATRICES)
 def test_a_product(kind, tiling):
     matrix, weight = MATRICES[kind]()
     x = drawn(matrix.columns)
     out = x.new_empty(matrix.rows)
-    assert far(programs.product(x, matrix, out, cut=tiling), weight @ x.float()) < ROUNDINGS
+    assert far(calls.product(x, matrix, out, cut=tiling), weight @ x.float()) < ROUNDINGS
 
 
 @pytest.mark.parametrize("kind", MATRICES)
@@ -83,7 +83,7 @@ def test_a_product_with_all_that_surrounds_it(kind):
     bias, residual = drawn(matrix.rows, seed=3), drawn(matrix.rows, seed=4)
     normed = x.float() * torch.rsqrt(x.float().square().mean() + 1e-6) * norm.float()
     expected = weight @ normed + bias.float() + residual.float()
-    found = programs.product(x, matrix, residual, bias, norm, 1e-6, residual)
+    found = calls.product(x, matrix, residual, bias=bias, norm=norm, epsilon=1e-6, residual=residual)
     assert found is residual
     assert far(found, expected) < 2 * ROUNDINGS
 
@@ -93,7 +93,7 @@ def test_gate_and_up(kind):
     matrix, weight = MATRICES[kind]()
     x = drawn(matrix.columns)
     gate, up = (weight @ x.float()).view(2, -1)
-    found = programs.product(x, matrix, x.new_empty(matrix.rows // 2), gated=True)
+    found = calls.product(x, matrix, x.new_empty(matrix.rows // 2), gated=True)
     assert far(found, torch.nn.functional.silu(gate) * up) < 3 * ROUNDINGS
 
 
@@ -102,16 +102,14 @@ def test_gate_and_up(kind):
     ("queries", "shared", "size", "normed"), [(14, 2, 64, False), (8, 8, 64, True), (4, 2, 128, True)]
 )
 def test_attention_of_one_token(queries, shared, size, normed, position):
-    heads = programs.Heads(queries, shared, size, size**-0.5, 1e-6)
+    heads = calls.Heads(queries, shared, size, size**-0.5, 1e-6)
     keys, values = drawn(1, shared, 1024, size), drawn(1, shared, 1024, size, seed=1)
     states = drawn((queries + 2 * shared) * size, seed=2)
     angles = drawn(size // 2, seed=3).float().repeat(2)
     turn = angles.cos().to(torch.bfloat16), angles.sin().to(torch.bfloat16)
     norms = (drawn(size, seed=4), drawn(size, seed=5)) if normed else None
     before = keys.clone()
-    found = programs.Attention(heads, DEVICE)(
-        states, turn, (keys, values), torch.tensor(position, device=DEVICE), norms
-    )
+    found = calls.Attention(heads, DEVICE)(states, turn, (keys, values), torch.tensor(position, device=DEVICE), norms)
     query, key, value = states.float().view(-1, size).split([queries, shared, shared])
     if norms is not None:
         query, key = (

@@ -27,6 +27,7 @@ from quantstudio.engine.onnx.model import load_onnx
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 TOKENS = 200
 PROMPT = "It was a dark night, and the captain of the whaler stood"
 

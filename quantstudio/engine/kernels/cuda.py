@@ -1,9 +1,9 @@
-"""Low-bit weights on NVIDIA GPUs.
+"""Low-bit weights on NVIDIA GPUs, by operators that ship with torch.
 
-int4: the tile-packed "tinygemm" operator that ships with torch (H200, 7B shape, batch 1: 268 tokens/s against 187 for
-bf16, both under a CUDA graph). int8: codes cast to bf16 for each product; half the memory, and no faster than bf16 (169
-tokens/s). Both also serve int8 activations: whole numbers pass bf16 unrounded.
-Small models are launch-bound on a GPU: without a graph every kernel is as slow as the next.
+int4: the tile-packed "tinygemm" operator, for where our own programs cannot run (`gpu_int4`); on one row it is as fast
+as they are. int8: one row by our programs where they run, else, and for prompts, codes cast to bf16 for each product.
+Both also serve int8 activations: whole numbers pass bf16 unrounded.
+Models are launch-bound on a GPU when they write: without a graph every kernel is as slow as the next.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/qat_quick_cpu.py [OUT] [--tokens 32768]
 
-The goal is 70 % of the gap in under 8 minutes on two idle cores. Minutes are those of the training alone; reading the
-text comes before, measuring after. On a busy machine the minutes mean nothing; the share does not change.
+The goal is 70 % of the gap in under 8 minutes on two idle cores. Minutes are those of GPTQ, from which training starts,
+and of the training; reading the text comes before, measuring after. On a busy machine the minutes mean nothing; the
+share does not change.
 """
 
 from __future__ import annotations

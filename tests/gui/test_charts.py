@@ -12,7 +12,7 @@ from quantstudio.core.humanize import human_bytes
 from quantstudio.gui.theme import apply_theme
 from quantstudio.gui.tokens import DARK, LIGHT
 from quantstudio.gui.widgets.chart_live import Line, LiveChart
-from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, thinned, time_ticks
+from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, power_ticks, thinned, time_ticks
 from quantstudio.gui.widgets.chart_view import ChartPool, ChartView, draw_image, spoken
 
 
@@ -32,6 +32,32 @@ def test_marks_survive_flat_and_broken_ranges(low, high):
     ticks = nice_ticks(low, high, 4)
     assert ticks == sorted(ticks)
     assert len(ticks) >= 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (35, 900, [20, 50, 100, 200, 500, 1000]),
+        (1, 100, [1, 2, 5, 10, 20, 50, 100]),
+        (30, 8e4, [10, 1e2, 1e3, 1e4, 1e5]),
+    ],
+)
+def test_marks_of_a_logarithmic_axis(low, high, expected):
+    assert power_ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_curve_that_falls_from_very_high_leaves_the_end_readable(qtbot):
+    """A model that has just lost layers begins at a hundred times the perplexity it ends at."""
+    chart = LiveChart("Perplexity", lambda value: f"{value:.4g}", over_time=False, may_span_powers=True)
+    qtbot.addWidget(chart)
+    chart.resize(500, 220)
+    chart.show_lines([Line("This training", [0.0, 10.0, 20.0], [4000.0, 90.0, 60.0])])
+    plot, ticks = chart._plot(), chart._y_ticks()
+    places = [chart._y_place(plot, ticks, y) for y in (4000.0, 90.0, 60.0)]
+    assert plot.top() <= places[0] < places[1] < places[2] <= plot.bottom()
+    assert places[2] - places[1] > 0.05 * plot.height()
+    chart.show_lines([Line("This training", [0.0, 10.0, 20.0], [70.0, 62.0, 60.0])])
+    assert chart._y_ticks() == nice_ticks(60.0, 70.0, 4)
 
 
 def test_times_are_marked_as_clocks_do():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, log10
 
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt
 from PySide6.QtGui import (
@@ -30,9 +31,11 @@ from quantstudio.gui.language import tr
 from quantstudio.gui.theme import active_tokens
 from quantstudio.gui.tokens import Tokens
 from quantstudio.gui.widgets import chart_legend
-from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, thinned, time_ticks
+from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, power_ticks, thinned, time_ticks
 
 HEIGHT = 150
+POWERS_FROM = 20.0
+"""Ratio of the largest to the smallest value."""
 _TOP, _BOTTOM, _RIGHT, _GAP = 10.0, 22.0, 10.0, 8.0
 
 
@@ -61,8 +64,12 @@ class LiveChart(QWidget):
     Several curves, or reference lines, are named in a legend above the plot.
     """
 
-    def __init__(self, name: str, value_text: Callable[[float], str], *, over_time: bool = True) -> None:
+    def __init__(
+        self, name: str, value_text: Callable[[float], str], *, over_time: bool = True, may_span_powers: bool = False
+    ) -> None:
+        """`may_span_powers`: the axis of values becomes logarithmic where they span `POWERS_FROM` and more."""
         super().__init__()
+        self._may_span_powers = may_span_powers
         self._value_text = value_text
         self._x_text: Callable[[float], str] = clock if over_time else (lambda x: f"{x:g}")
         self._over_time = over_time
@@ -152,11 +159,10 @@ class LiveChart(QWidget):
 
     def _paint_chart(self, painter: QPainter, tokens: Tokens) -> None:
         plot, high, ticks = self._plot(), self._x_high(), self._y_ticks()
-        low_y, span = ticks[0], ticks[-1] - ticks[0]
         self._paint_grid(painter, tokens, plot, ticks)
 
         def place(x: float, y: float) -> QPointF:
-            return QPointF(plot.left() + x / high * plot.width(), plot.bottom() - (y - low_y) / span * plot.height())
+            return QPointF(plot.left() + x / high * plot.width(), self._y_place(plot, ticks, y))
 
         self._paint_references(painter, tokens, plot, place)
         for line in self._lines:
@@ -194,7 +200,7 @@ class LiveChart(QWidget):
     def _paint_grid(self, painter: QPainter, tokens: Tokens, plot: QRectF, ticks: list[float]) -> None:
         texts = QColor(tokens.muted)
         for tick in ticks:
-            y = plot.bottom() - (tick - ticks[0]) / (ticks[-1] - ticks[0]) * plot.height()
+            y = self._y_place(plot, ticks, tick)
             painter.setPen(QPen(QColor(tokens.border), 1))
             painter.drawLine(QPointF(plot.left(), y), QPointF(plot.right(), y))
             painter.setPen(texts)
@@ -249,12 +255,27 @@ class LiveChart(QWidget):
     def _x_high(self) -> float:
         return max((line.x[-1] for line in self._lines), default=0.0) or 1.0
 
+    def _y_place(self, plot: QRectF, ticks: list[float], y: float) -> float:
+        """Where a value lies, between the lowest and the highest tick."""
+        scale = log10 if self._by_powers else float
+        low, here, high = (scale(value) for value in (ticks[0], y, ticks[-1]))
+        return plot.bottom() - (here - low) / (high - low) * plot.height()
+
+    def _y_range(self) -> tuple[float, float]:
+        fixed = [each.y for each in self._references]
+        low = 0.0 if self._from_zero else min([min(line.y) for line in self._lines] + fixed)
+        return low, max([max(line.y) for line in self._lines] + fixed)
+
+    @property
+    def _by_powers(self) -> bool:
+        """Whether the values span so much that a logarithmic axis is needed to see the small ones."""
+        low, high = self._y_range() if self._lines and self._may_span_powers else (0.0, 1.0)
+        return low > 0 and POWERS_FROM * low < high < inf
+
     def _y_ticks(self) -> list[float]:
         if not self._lines:
             return [0.0, 1.0]
-        fixed = [each.y for each in self._references]
-        low = 0.0 if self._from_zero else min([min(line.y) for line in self._lines] + fixed)
-        return nice_ticks(low, max([max(line.y) for line in self._lines] + fixed), 4)
+        return power_ticks(*self._y_range()) if self._by_powers else nice_ticks(*self._y_range(), 4)
 
 
 def _paint_line(painter: QPainter, points: list[QPointF], plot: QRectF, colour: QColor, *, fill: bool) -> None:

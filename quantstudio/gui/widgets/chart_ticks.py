@@ -21,6 +21,16 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
+def power_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, or powers alone where those were many, that cover `low` to `high` (above 0)."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1.0, 2.0, 5.0) if len(powers) <= 3 else (1.0,)
+    marks = [factor * 10.0**power for power in powers for factor in factors]
+    first = max(index for index, mark in enumerate(marks) if mark <= low * 1.000001)
+    last = min(index for index, mark in enumerate(marks) if mark >= high * 0.999999)
+    return marks[first : last + 1]
+
+
 def time_ticks(high: float, count: int) -> list[float]:
     """Round times from 0 up to `high` seconds, at most about `count` of them."""
     rough = high / max(1, count)

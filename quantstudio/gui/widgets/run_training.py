@@ -69,7 +69,7 @@ class TrainingPanel(QWidget):
         self.samples = SamplesCard()
         self._now: dict[str, object] = {}
         self.perplexity_now = label("", "muted")
-        self.perplexity = LiveChart(tr("Perplexity on held-out text"), _number, over_time=False)
+        self.perplexity = LiveChart(tr("Perplexity on held-out text"), _number, over_time=False, may_span_powers=True)
         self.perplexity.setMinimumHeight(220)
         self._big = Card(spacing=8)
         self._big.body.addLayout(row(label("Perplexity on held-out text", "heading"), None, self.perplexity_now))

@@ -30,6 +30,8 @@ SPECS = [
     for bits, group in ((2, 32), (3, 32), (4, 32), (4, 128), (4, None), (8, None))
     for symmetric in (True, False)
 ]
+USUAL = [spec for spec in SPECS if spec.bits == 8 or not spec.symmetric]
+"""Symmetric grids of fewer bits have signed scales, which torchao does not choose."""
 BF16_STEP = 2**-8
 """Of a value that is rounded to bf16, relative."""
 
@@ -92,9 +94,7 @@ def test_training_feels_the_grid_and_the_gradients_that_torchao_s_does(spec: Wei
     torch.testing.assert_close(into_gain, start * quantizer.scale.grad, rtol=0.02, atol=0.02 * into_gain.std().item())
 
 
-@pytest.mark.parametrize(
-    "spec", [WeightSpec(8, None), *(spec for spec in SPECS if not spec.symmetric)], ids=lambda spec: spec.label
-)
+@pytest.mark.parametrize("spec", USUAL, ids=lambda spec: spec.label)
 def test_where_the_grid_is_the_usual_one_its_scales_are_torchao_s(spec: WeightSpec) -> None:
     """absmax / 127.5 with 8 bits, the range of the group without symmetry; ours are stored in bf16."""
     kind = MappingType.SYMMETRIC if spec.symmetric else MappingType.ASYMMETRIC
@@ -113,7 +113,7 @@ def test_signed_scales_lose_less_than_torchao_s_absmax(bits: int) -> None:
     def loss(rounded: torch.Tensor) -> float:
         return float((rounded.float() - weight()).square().mean())
 
-    assert loss(fake_quantize(weight(), spec)) < 0.95 * loss(theirs(spec, dynamic=True)(weight()))
+    assert loss(fake_quantize(weight(), spec)) < 0.85 * loss(theirs(spec, dynamic=True)(weight()))
 
 
 def test_activations_are_rounded_per_token_as_torchao_rounds_them() -> None:
@@ -126,7 +126,7 @@ def test_activations_are_rounded_per_token_as_torchao_rounds_them() -> None:
     assert torch.equal(scales.flatten(), scale)
     exact = quantize_affine(x.float(), (1, 896), scale.float(), zeros, torch.int8, -128, 127)
     assert (codes.float() - exact).abs().max() <= 1
-    assert (codes[codes.abs() < 32].float() - exact[codes.abs() < 32]).abs().float().mean() < 0.02
+    assert (codes != exact).float().mean() < 0.05
     wide = dequantize_affine(exact, (1, 896), scale.float(), zeros, torch.int8, -128, 127)
     error, theirs_error = (float((each - x.float()).square().mean()) for each in (fake_quantize_per_token(x), wide))
-    assert error < 1.2 * theirs_error
+    assert error < 1.02 * theirs_error

@@ -64,6 +64,21 @@ _PASSAGES = "passages.safetensors"
 
 
 @dataclass(frozen=True)
+class Order:
+    """What is to be trained on what."""
+
+    info: ModelInfo
+    """Of the whole model, also where only its first layers are trained."""
+    plan: QuantizationPlan
+    recipe: Recipe
+    run_folder: Path
+    passages: Passages
+
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.run_folder / WORK / _TRAINING)
+
+
+@dataclass(frozen=True)
 class Course:
     """Everything that an attempt needs."""
 
@@ -128,14 +143,15 @@ def train_weights(
     if (kept := kept_part(info, recipe)).removed_layers:
         require_same_layers(kept)
     passages = Passages(data.training, data.training_mask, data.held_out, data.held_out_mask)
+    order = Order(info, plan, recipe, run_folder, passages)
     count = processes or gpus_of(recipe.machine)
-    checkpoints = Checkpoints(work / _TRAINING)
+    checkpoints = order.checkpoints()
     checkpoints.tidy()
     if count == 1:
-        course = _course(info, plan, recipe, run_folder, passages, reporter, reporter.check_cancel, count)
+        course = _course(order, reporter, reporter.check_cancel, count)
         _attempts(course, checkpoints)
     else:
-        course = _trained_together(info, plan, recipe, run_folder, passages, reporter, count)
+        course = _trained_together(order, reporter, count)
     student = course.student()
     checkpoints.load_best(student.model)
     if course.settings.lora_rank:
@@ -150,68 +166,58 @@ def take_part(task: Task, ready: Callable[[], None]) -> None:
 
     Raises TrainingDiverged, and RuntimeError when another process goes away.
     """
-    run_folder, seat = Path(task.run_folder), task.seat
-    info = read_model_info(Path(task.model))
+    seat, info = task.seat, read_model_info(Path(task.model))
     if seat.device == "cuda":
         torch.cuda.set_device(seat.rank)
-    plan = make_plan(info, task.recipe)
-    passages = Passages.load(Path(task.passages))
-    course = _course(info, plan, task.recipe, run_folder, passages, silent(), lambda: None, seat.count)
+    plan, passages = make_plan(info, task.recipe), Passages.load(Path(task.passages))
+    order = Order(info, plan, task.recipe, Path(task.run_folder), passages)
+    course = _course(order, silent(), lambda: None, seat.count)
     ready()
     with joined(seat):
-        _attempts(course, Checkpoints(run_folder / WORK / _TRAINING))
+        _attempts(course, order.checkpoints())
 
 
-def _trained_together(
-    info: ModelInfo,
-    plan: QuantizationPlan,
-    recipe: Recipe,
-    run_folder: Path,
-    passages: Passages,
-    reporter: Reporter,
-    count: int,
-) -> Course:
+def _trained_together(order: Order, reporter: Reporter, count: int) -> Course:
     """Train with `count` - 1 processes beside this one, which are gone afterwards."""
-    store = open_store(count)
+    store, recipe, folder = open_store(count), order.recipe, order.run_folder
     seat = Seat(rank=0, count=count, port=store.port, device=resolve_device(recipe.machine.device))
-    file = run_folder / WORK / _TRAINING / _PASSAGES
-    passages.save(file)
-    task = Task(seat=seat, model=str(info.path), recipe=recipe, run_folder=str(run_folder), passages=str(file))
+    file = folder / WORK / _TRAINING / _PASSAGES
+    order.passages.save(file)
+    task = Task(seat=seat, model=str(order.info.path), recipe=recipe, run_folder=str(folder), passages=str(file))
     try:
         with crew(task, reporter) as others:
-            course = _course(info, plan, recipe, run_folder, passages, reporter, others.check, count)
+            course = _course(order, reporter, others.check, count)
             others.wait_until_ready()
             with joined(seat, store):
-                _attempts(course, Checkpoints(run_folder / WORK / _TRAINING))
+                _attempts(course, order.checkpoints())
             return course
     finally:
         with suppress(OSError):
             file.unlink()
 
 
-def _course(
-    info: ModelInfo,
-    plan: QuantizationPlan,
-    recipe: Recipe,
-    run_folder: Path,
-    passages: Passages,
-    reporter: Reporter,
-    check: Callable[[], None],
-    gpus: int,
-) -> Course:
-    method = recipe.method
+def _course(order: Order, reporter: Reporter, check: Callable[[], None], gpus: int) -> Course:
+    recipe, run_folder, method = order.recipe, order.run_folder, order.recipe.method
     if not isinstance(method, Qat | FineTune):
         raise RecipeError(f"The method {method.kind} does not train.", field="method.kind")
-    info = kept_part(info, recipe)
-    settings = settle(method, info, plan, passages.training.shape[1], recipe.machine.seed, gpus)
-    teacher = load_model(info.path, recipe.machine.device, reporter)
+    info = kept_part(order.info, recipe)
+    settings = settle(method, info, order.plan, order.passages.training.shape[1], recipe.machine.seed, gpus)
     begin = _beginning(recipe, run_folder / WORK)
     comparable = settings.rounds and not settings.shortened and begin is None
-    rivals = calibrated_rivals(recipe, run_folder.parent) if comparable else {}
     return Course(
-        info, plan, inspect_architecture(info), method, settings, teacher, passages, run_folder, rivals, reporter,
-        check, begin,
-    )  # fmt: skip
+        info=info,
+        plan=order.plan,
+        architecture=inspect_architecture(info),
+        method=method,
+        settings=settings,
+        teacher=load_model(info.path, recipe.machine.device, reporter),
+        data=order.passages,
+        run_folder=run_folder,
+        rivals=calibrated_rivals(recipe, run_folder.parent) if comparable else {},
+        reporter=reporter,
+        check=check,
+        begin=begin,
+    )
 
 
 def _beginning(recipe: Recipe, work: Path) -> Chosen | None:

@@ -50,7 +50,8 @@ def checked(model: nn.Module, check: Callable[[], None]) -> Iterator[None]:
             first.register_hook(lambda _gradient: check())
 
     layers = _layers(model)
-    hooks = [layer.register_forward_pre_hook(before) for layer in layers]
+    # Before other hooks: those of a sharded model wait for other processes.
+    hooks = [layer.register_forward_pre_hook(before, prepend=True) for layer in layers]
     hooks += [layer.register_forward_hook(after) for layer in layers]
     try:
         yield

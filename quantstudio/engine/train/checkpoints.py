@@ -109,6 +109,7 @@ def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
             tensor = whole(value.detach())
             if group.is_first():
                 found[name] = tensor.contiguous()
+    group.meet()
     return found
 
 

@@ -35,7 +35,7 @@ READY = "ready"
 _POLL_S = 0.1
 _EXPLANATION_S = 3.0
 """How long to wait for the reason when a collective has failed: the process that is to blame is just dying."""
-_LETHARGY_S = 60.0
+_LETHARGY_S = 30.0
 """After this long in a call that neither ends nor gives up, this process ends itself rather than hang."""
 
 
@@ -166,7 +166,9 @@ def crew(task: Task, reporter: Reporter) -> Iterator[Crew]:
         raise
     try:
         yield team
-    except RuntimeError as error:
+    except (QuantStudioError, Cancelled):
+        raise
+    except Exception as error:
         if reason := team.explain():
             raise reason from error
         raise

@@ -24,6 +24,8 @@ HERE = "127.0.0.1"
 _PATIENCE = timedelta(days=1)
 """Of one process for another. Who is dead is found out by watching processes (`crew`), not by a clock."""
 _FOUND_BY_ACCELERATE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NETWORKS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_NO_SHORT_WAY = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
 
 
 class Seat(Plain):
@@ -112,6 +114,14 @@ def agreed(*numbers: float) -> tuple[float, ...]:
     return tuple(told.tolist())
 
 
+def meet() -> None:
+    """Wait until every process is here. Raises RuntimeError when one is gone.
+
+    A GPU that waited in vain leaves anything in its memory: nothing that was gathered may be kept before this.
+    """
+    agreed(0.0)
+
+
 def largest(*numbers: float) -> tuple[float, ...]:
     """The largest of each number over all processes. Every process must call this."""
     if not together():
@@ -130,12 +140,12 @@ def _variables(seat: Seat) -> Iterator[None]:
     """Tell accelerate, which asks the environment; processes that are started later must not be told."""
     from accelerate.state import AcceleratorState
 
-    before = {name: os.environ.get(name) for name in _FOUND_BY_ACCELERATE}
+    before = {name: os.environ.get(name) for name in (*_FOUND_BY_ACCELERATE, *_NETWORKS, *_NO_SHORT_WAY)}
     rank, count = str(seat.rank), str(seat.count)
     os.environ |= dict(zip(_FOUND_BY_ACCELERATE, (rank, rank, count, count, HERE, str(seat.port)), strict=True))
     if sys.platform == "linux":  # the machine's name may lead anywhere, or nowhere
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        for name in _NETWORKS:
+            os.environ.setdefault(name, "lo")
     try:
         yield
     finally:
@@ -152,5 +162,5 @@ def _avoid_what_hangs() -> None:
     from accelerate.utils import check_cuda_p2p_ib_support
 
     if not check_cuda_p2p_ib_support():
-        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
-        os.environ.setdefault("NCCL_IB_DISABLE", "1")
+        for name in _NO_SHORT_WAY:
+            os.environ.setdefault(name, "1")

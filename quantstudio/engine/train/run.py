@@ -245,6 +245,7 @@ def _attempts(course: Course, checkpoints: Checkpoints) -> None:
             _say_memory(course)
             return
         except Diverged:
+            group.meet()  # a loss that is no number may as well be a process that is gone
             state = replace(state, halvings=state.halvings + 1)
             if state.halvings >= ATTEMPTS:
                 raise _gave_up(course) from None

@@ -77,6 +77,7 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
             tensor = whole(value)
             if group.is_first():
                 found[f"{number}.{name}"] = tensor.contiguous()
+    group.meet()
     return found
 
 

@@ -1,12 +1,17 @@
 """Decode speed and time to first token beside llama.cpp, on a model of Qwen2.5-0.5B's shape with random weights.
 
     python tests/benchmarks/against_llama_cpp.py --llama-python PYTHON [--trials 7] [--tokens 32] [--prompt 512]
+        [--genai-python PYTHON --genai-model FOLDER]
 
 PYTHON belongs to an environment with `llama-cpp-python` and `gguf`, which this project does not depend on: they run in
 a process of their own, which writes the GGUF files (blocks, norms and biases of random numbers; embedding and head
 tied, in Q8_0 as llama-quantize leaves them at this width), loads them, and times a trial whenever it is told to. Trials
 of both programs take turns, one at a time, so that drift of the machine hits all alike; ratios are medians over trials
 of the ratio within one trial. Where other programs are running only the ratios mean something, and they scatter.
+
+FOLDER is a model of the same shape that onnxruntime-genai's own builder has made (`python -m
+onnxruntime_genai.models.builder -i MODEL -o FOLDER -p int4 -e cpu --extra_options int4_accuracy_level=4`: groups of 32,
+the head in int4 too); it is timed likewise, in a process of the second PYTHON.
 """
 
 from __future__ import annotations
@@ -38,8 +43,10 @@ BESIDE = {
     "W4A8 g128": "Q4_0",
     "W8A16": "Q8_0",
     "W8A8": "Q8_0",
+    "onnxruntime-genai, int4": "Q4_0",
 }
 """Which of llama.cpp's formats each variant is compared with."""
+KINDS = ("Q4_0", "Q8_0")
 OTHER_ENGINE = ", ONNX Runtime"
 ON_BOTH = ("W4A16 g128, int4 head", "W4A16 g128, int8 head", "W8A16")
 """What runs on the second engine too; it rounds activations to int8 in all of them, as llama.cpp does."""
@@ -111,31 +118,69 @@ THEIR_PROGRAM = textwrap.dedent(
     """
 )
 
+GENAI = "onnxruntime-genai, int4"
+GENAI_PROGRAM = textwrap.dedent(
+    """
+    import json, statistics, sys, time
+    import numpy, onnxruntime_genai
+    folder, threads, prompt, tokens = sys.argv[1], *map(int, sys.argv[2:5])
+    config = onnxruntime_genai.Config(folder)
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    model = onnxruntime_genai.Model(config)
+    ids = numpy.random.default_rng(0).integers(0, 100_000, prompt).astype(numpy.int32)
+
+    def trial():
+        length = prompt + tokens + 8
+        options = onnxruntime_genai.GeneratorParams(model)
+        options.set_search_options(min_length=length, max_length=length, do_sample=False)
+        generator = onnxruntime_genai.Generator(model, options)
+        stamps = [time.perf_counter()]
+        generator.append_tokens(ids)
+        for _ in range(tokens + 1):
+            generator.generate_next_token()
+            stamps.append(time.perf_counter())
+        steps = [later - earlier for earlier, later in zip(stamps[1:], stamps[2:])]
+        return stamps[1] - stamps[0], statistics.median(steps)
+
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(trial()), flush=True)
+    """
+)
+
 
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [folder, str(options.threads), str(options.prompt), str(options.tokens)]
-        # A program of this file's own, run by the Python that the person named.
-        theirs = subprocess.Popen(
-            [options.llama_python, "-c", THEIR_PROGRAM, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        numbers = [str(options.threads), str(options.prompt), str(options.tokens)]
+        theirs = [_start(options.llama_python, THEIR_PROGRAM, [folder, *numbers])]
+        runs: dict[str, Callable[[], Trial]] = {kind: partial(_time_theirs, theirs[0], kind) for kind in KINDS}
+        if options.genai_model:
+            theirs.append(_start(options.genai_python, GENAI_PROGRAM, [options.genai_model, *numbers]))
+            runs[GENAI] = partial(_time_theirs, theirs[1], GENAI)
         try:
-            _answer(theirs)
-            runs = {kind: partial(_time_theirs, theirs, kind) for kind in ("Q4_0", "Q8_0")} | _ours(folder, options)
-            _print_table(_trials(runs, options.trials), options)
+            for process in theirs:
+                _answer(process)
+            _print_table(_trials(runs | _ours(folder, options), options.trials), options)
         finally:
-            theirs.kill()
-            theirs.wait()
+            for process in theirs:
+                process.kill()
+                process.wait()
+
+
+def _start(python: str, program: str, arguments: list[str]) -> subprocess.Popen[str]:
+    """A program of this file's own, run by the Python that the person named."""
+    return subprocess.Popen(
+        [python, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-python", required=True, help="Python with llama-cpp-python and gguf")
+    parser.add_argument("--genai-python", default="", help="Python with onnxruntime-genai")
+    parser.add_argument("--genai-model", default="", help="folder that its builder has made")
     parser.add_argument("--trials", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=512)
@@ -148,7 +193,7 @@ def _ours(folder: str, options: argparse.Namespace) -> dict[str, Callable[[], Tr
     info = read_model_info(original)
     prompt = torch.randint(0, 100_000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
     runs = {}
-    for number, name in enumerate(BESIDE):
+    for number, name in enumerate(RECIPES):
         out = Path(folder) / str(number)
         out.mkdir()
         quantize_model(info, make_plan(info, RECIPES[name]), RECIPES[name], out, silent())
@@ -170,7 +215,7 @@ def _answer(process: subprocess.Popen[str]) -> list[float]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise SystemExit("llama.cpp's process ended; its messages are above.")
+        raise SystemExit("The other program ended; its messages are above.")
     return json.loads(line)
 
 

@@ -3,11 +3,12 @@
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QColor
+from PySide6.QtWidgets import QLabel
 
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_precision import AverageBits, FileSize, LargestLoss, PerLayer
 from quantstudio.core.run_state import Status
-from quantstudio.core.sensitivity import LayerSensitivity, Option, Sensitivity, allot, predict
+from quantstudio.core.sensitivity import LayerSensitivity, Option, Sensitivity, UniformLoss, allot, predict
 from quantstudio.gui.pages.quantize_page import QuantizePage
 from quantstudio.gui.tokens import DARK, LIGHT
 from quantstudio.gui.widgets.bits_map import BitsMap, heat_colour
@@ -177,6 +178,16 @@ def test_measure_aim_edit_and_use(open_dialog, qtbot):
     assert isinstance(precision, PerLayer)
     assert precision.bits[0] == "model.layers.0.self_attn.q_proj=2"
     assert set(precision.bits[1:]) == {f"{line.split('=')[0]}=8" for line in precision.bits[1:]}
+
+
+def test_a_warning_that_comes_with_the_measurement_leaves_the_map_its_room(open_dialog, measured, qtbot):
+    _, dialog = open_dialog()
+    better = UniformLoss(bits=4, group_size=128, nbytes=1000, kl=1e-6)  # so there is something to warn of
+    dialog.show_sensitivity(measured.model_copy(update={"uniform": (better,)}))
+    assert dialog.warning.isVisible()
+    below = next(part for part in dialog.findChildren(QLabel) if part.text().startswith("Click a cell"))
+    qtbot.waitUntil(lambda: dialog.map.geometry().bottom() < below.geometry().top(), timeout=2000)
+    assert dialog.map.height() >= dialog.map.minimumHeight()
 
 
 def test_a_measurement_is_kept_for_the_same_recipe_and_read_with_its_list(open_dialog, qtbot):

@@ -11,6 +11,7 @@ from quantstudio.core.figures import Chart
 from quantstudio.core.humanize import human_bytes
 from quantstudio.gui.theme import apply_theme
 from quantstudio.gui.tokens import DARK, LIGHT
+from quantstudio.gui.widgets import chart_live
 from quantstudio.gui.widgets.chart_live import Line, LiveChart
 from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, power_ticks, thinned, time_ticks
 from quantstudio.gui.widgets.chart_view import ChartPool, ChartView, draw_image, spoken
@@ -58,6 +59,15 @@ def test_a_curve_that_falls_from_very_high_leaves_the_end_readable(qtbot):
     assert places[2] - places[1] > 0.05 * plot.height()
     chart.show_lines([Line("This training", [0.0, 10.0, 20.0], [70.0, 62.0, 60.0])])
     assert chart._y_ticks() == nice_ticks(60.0, 70.0, 4)
+
+
+def test_an_axis_of_steps_has_whole_marks_and_says_what_they_are(qtbot):
+    chart = LiveChart("Loss", lambda value: f"{value:.4g}", over_time=False)
+    qtbot.addWidget(chart)
+    chart.show_lines([Line("Loss", [0.0, 1.0, 2.0], [3.0, 2.0, 1.0])])
+    assert chart_live._whole(nice_ticks(0.0, 2.0, 4)) == [0.0, 1.0, 2.0]
+    qtbot.keyClick(chart, Qt.Key.Key_End)
+    assert chart.picked_text() == "step 2   1"
 
 
 def test_times_are_marked_as_clocks_do():

@@ -59,6 +59,7 @@ def test_every_number_stands_with_its_interval_and_verdicts_are_words(table):
     assert texts(table, "Change") == ["–", "+10.0 % | +9.0 to +11.0", "+5.0 % | +4.0 to +6.0"]
     assert texts(table, "Won back") == ["–", "–", "50 % | 40 to 60"]
     assert texts(table, "Against best") == ["better | −6.0 to −4.0 %", "cannot tell | −0.5 to +1.5 %", "–"]
+    assert texts(table, "KL, nats") == ["–", "0.10 | 0.090 to 0.11", "0.050 | 0.040 to 0.060"]
     assert texts(table, "Made in") == ["–", "1 min 10 s", "1 min 10 s"]
     assert table.currentRow() == 2
     spoken = table.item(1, 3).data(Qt.ItemDataRole.AccessibleTextRole)

@@ -81,6 +81,7 @@ class BitsDialog(QDialog):
         self.map.setMinimumHeight(HEAD + min(rows, FEW_ROWS * ROW))
         self.resize(SIZE[0], min(SIZE[1], AROUND + rows))
         self._show_state()
+        grow_to_fit(self)  # a warning may have come with the first prediction
 
     def allotment(self) -> Allotment | None:
         """What the map says now, with what it is predicted to cost."""
@@ -122,7 +123,11 @@ class BitsDialog(QDialog):
     def _lay_out(self) -> None:
         numbers = QHBoxLayout()
         numbers.setSpacing(28)
-        for key, words in (("bits", "Average bits"), ("size", "Predicted size"), ("loss", "Predicted KL divergence")):
+        for key, words in (
+            ("bits", "Average bits"),
+            ("size", "Predicted size"),
+            ("loss", "Predicted KL divergence, nats"),
+        ):
             self.numbers[key].setAccessibleName(tr(words))
             numbers.addLayout(column(label(words, "caption"), self.numbers[key], spacing=0))
         numbers.addWidget(self.uniform, 1)

@@ -71,7 +71,7 @@ class LiveChart(QWidget):
         super().__init__()
         self._may_span_powers = may_span_powers
         self._value_text = value_text
-        self._x_text: Callable[[float], str] = clock if over_time else (lambda x: f"{x:g}")
+        self._x_text: Callable[[float], str] = clock if over_time else (lambda x: f"{tr('step')} {x:g}")
         self._over_time = over_time
         self._lines: tuple[Line, ...] = ()
         self._references: tuple[Reference, ...] = ()
@@ -208,7 +208,7 @@ class LiveChart(QWidget):
             painter.drawText(box, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, self._value_text(tick))
         high = self._x_high()
         count = max(2, int(plot.width() / 90))
-        marks = time_ticks(high, count) if self._over_time else nice_ticks(0.0, high, count)
+        marks = time_ticks(high, count) if self._over_time else _whole(nice_ticks(0.0, high, count))
         for mark in marks:
             x = plot.left() + mark / high * plot.width()
             if x <= plot.right() + 1:
@@ -216,7 +216,9 @@ class LiveChart(QWidget):
                 flag = Qt.AlignmentFlag.AlignHCenter
                 if x + 20 > self.width():
                     box, flag = QRectF(self.width() - 82, plot.bottom() + 4, 80, 16), Qt.AlignmentFlag.AlignRight
-                painter.drawText(box, flag | Qt.AlignmentFlag.AlignTop, self._x_text(mark))
+                # The unit of steps stands at the first mark alone, for want of room.
+                text = self._x_text(mark) if self._over_time or mark == marks[0] else f"{mark:g}"
+                painter.drawText(box, flag | Qt.AlignmentFlag.AlignTop, text)
 
     def _paint_picked(
         self, painter: QPainter, tokens: Tokens, plot: QRectF, place: Callable[[float, float], QPointF]
@@ -276,6 +278,11 @@ class LiveChart(QWidget):
         if not self._lines:
             return [0.0, 1.0]
         return power_ticks(*self._y_range()) if self._by_powers else nice_ticks(*self._y_range(), 4)
+
+
+def _whole(marks: list[float]) -> list[float]:
+    """Marks of an axis of steps: there are no halves."""
+    return [mark for mark in marks if mark == round(mark)]
 
 
 def _paint_line(painter: QPainter, points: list[QPointF], plot: QRectF, colour: QColor, *, fill: bool) -> None:

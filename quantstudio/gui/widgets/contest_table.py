@@ -164,7 +164,12 @@ def _change(_: Contest, row: Row) -> tuple[str, str]:
 def _kl(_: Contest, row: Row) -> tuple[str, str]:
     if row.contestant is Contestant.ORIGINAL:
         return NONE, ""
-    return f"{row.kl.value:.2g}", _range(row.kl, lambda value: f"{value:.2g}")
+    return _two_digits(row.kl.value), _range(row.kl, _two_digits)
+
+
+def _two_digits(value: float) -> str:
+    """Two that count, zeros among them: `0.010`, so that the values of a column are equally exact."""
+    return f"{value:#.2g}".rstrip(".")
 
 
 def _recovered(_: Contest, row: Row) -> tuple[str, str]:
@@ -202,7 +207,7 @@ COLUMNS = (
     _Column("Size", "All weights, and stored bits per weight of the layers.", _size),
     _Column("Perplexity", "On held-out text, with its 95 % interval. Lower is better.", _perplexity),
     _Column("Change", "Perplexity against the original's, on the same text, with its 95 % interval.", _change),
-    _Column("KL", "How far the next-token probabilities moved from the original's, in nats; 0 is identical.", _kl),
+    _Column("KL, nats", "How far the next-token probabilities moved from the original's; 0 is identical.", _kl),
     _Column("Won back", "Share of what rounding to nearest loses that this way wins back.", _recovered),
     _Column("Against best", "Perplexity against the recommended way's: the verdict, and its 95 % interval.", _verdict),
     _Column("Made in", "Time it took to make, without measuring.", _seconds),

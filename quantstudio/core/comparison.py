@@ -348,6 +348,8 @@ def _original_bits(results: Sequence[RunResult]) -> float | None:
         made = result.quantization
         if made.sizes.layers:
             bits = made.layer_bits_per_weight * made.original_sizes.layers / made.sizes.layers
+            if made.removed_layers:  # decoder layers are of one size, or this comes to no whole dtype
+                bits *= made.layers / (made.layers + made.removed_layers)
             # Off a whole dtype only when some layers were kept: then the ratio says nothing.
             for exact in (16.0, 32.0):
                 if abs(bits / exact - 1) < 0.02:

@@ -27,7 +27,7 @@ def verdict(result: RunResult) -> tuple[str, ...]:
         if result.other_engine:
             sentences.append(engine_words(result.other_engine, quantized))
     if result.quality:
-        sentences += _quality(result.quality)
+        sentences += _quality(result.quality, removed_layers=result.quantization.removed_layers)
     if result.kv_cache:
         sentences.append(kv_cache_cost(result.kv_cache))
     if result.original_first and result.original_last:
@@ -109,7 +109,7 @@ def _memory(original: Performance, quantized: Performance) -> str:
     return f"Needs {abs(change) * 100:.0f} % {'less' if change < 0 else 'more'} {what} to run ({sizes})."
 
 
-def _quality(quality: Quality) -> list[str]:
+def _quality(quality: Quality, *, removed_layers: int) -> list[str]:
     change = quality.perplexity_change
     values = f"{quality.original_perplexity.value:.2f} → {quality.perplexity.value:.2f}"
     if change.low <= 0 <= change.high:
@@ -120,7 +120,12 @@ def _quality(quality: Quality) -> list[str]:
         first = f"Quality: perplexity {percent} {direction} ({_range(change)} with 95 % confidence; {values})."
     same = f"{quality.top1.value * 100:.1f} %"
     sentences = [first, f"Agrees with the original on the likeliest next token {same} of the time."]
-    if quality.kl.low > KNEE_KL:
+    if quality.kl.low > KNEE_KL and removed_layers:
+        sentences.append(
+            f"The layers that were removed are missed: a KL divergence of {quality.kl.value:.2g} nats is much (above "
+            f"{KNEE_KL:g}). A longer training wins more back; so does keeping more layers."
+        )
+    elif quality.kl.low > KNEE_KL:
         sentences.append(
             f"These are fewer bits than this model bears: a KL divergence of {quality.kl.value:.2g} nats is much "
             f"(above {KNEE_KL:g}). More bits, smaller groups, GPTQ or training may do better, or a smaller model."

@@ -4,6 +4,7 @@ from math import prod
 
 import pytest
 
+from quantstudio.core.comparison import compare
 from quantstudio.core.estimate import estimate
 from quantstudio.core.first_layers import first_layers, kept_part, shortened_config
 from quantstudio.core.machine import Machine
@@ -12,6 +13,7 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_method import Gptq, Qat
 from quantstudio.core.recipe_precision import AverageBits, PerLayer
+from quantstudio.core.result import Interval
 from quantstudio.core.schemes import W4A16
 from quantstudio.core.verdict import verdict
 
@@ -120,3 +122,22 @@ def test_the_label_and_the_verdict_say_so(make_result):
     result = whole.model_copy(update={"quantization": whole.quantization.model_copy(update=cut)})
     assert verdict(result)[1] == "Only the first 3 of 6 layers are left, as the recipe asked: 4.9M of 8.4M weights."
     assert not any("layers are left" in sentence for sentence in verdict(whole))
+    far = result.quality.model_copy(update={"kl": Interval(value=1.3, low=1.2, high=1.4)})
+    said = " ".join(verdict(result.model_copy(update={"quality": far})))
+    assert "layers that were removed are missed" in said
+    assert "fewer bits" not in said
+
+
+def test_the_table_counts_weights_and_knows_the_originals_bits(make_result):
+    """Half of the layers left, in int4: the original's layers had 16 bits a weight, not 32."""
+    whole = make_result()
+    sizes = whole.quantization.original_sizes
+    cut = {"layers": 3, "removed_layers": 3, "parameters": 4_900_000, "original_parameters": 8_400_000}
+    cut |= {"layer_bits_per_weight": 4.0, "sizes": sizes.model_copy(update={"layers": sizes.layers // 8})}
+    result = whole.model_copy(update={"quantization": whole.quantization.model_copy(update=cut)})
+    (table,) = compare([result])
+    original, run = table.rows
+    assert original.cells["bits"].text == "16"
+    assert (original.cells["weights"].text, run.cells["weights"].text) == ("8.4M", "4.9M")
+    assert run.cells["weights"].ratio == pytest.approx(4.9 / 8.4)
+    assert "weights" not in {column.id for column in compare([whole])[0].columns}

@@ -141,7 +141,7 @@ def _join(parts: Sequence[Any]) -> Any:
     if all(type(part) is nn.Linear for part in parts):
         joined = nn.Linear(1, 1, bias=False, device="meta")
         joined.weight = nn.Parameter(join_rows([(part, "weight") for part in parts]), requires_grad=False)
-        joined.bias = join_biases([(part.bias, part.weight.shape[0]) for part in parts])
+        joined.register_parameter("bias", join_biases([(part.bias, part.weight.shape[0]) for part in parts]))
         return joined
     for kind in (GpuInt4, CudaInt8):
         if all(type(part) is kind for part in parts):

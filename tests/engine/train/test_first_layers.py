@@ -23,6 +23,7 @@ from quantstudio.engine.train.data import labelled
 from quantstudio.engine.train.evaluate import held_out_score
 from quantstudio.engine.train.loss import Objective
 from quantstudio.engine.train.objective import logits_of
+from quantstudio.engine.train.settings import settle
 from quantstudio.engine.train.shorten import require_same_layers
 from quantstudio.engine.train.student import Training, make_student
 
@@ -122,3 +123,13 @@ def test_a_model_whose_layers_share_with_later_ones_is_refused(tmp_path):
     info = read_model_info(tmp_path / "shared")
     with pytest.raises(ModelUnsupported, match="cannot be removed"):
         require_same_layers(first_layers(info, 3))
+
+
+def test_a_model_that_lost_layers_takes_larger_steps(tiny_folder):
+    info = read_model_info(tiny_folder)
+    whole = RECIPE.model_copy(update={"method": Qat()})
+    rates = [
+        settle(recipe.method, kept_part(info, recipe), make_plan(info, recipe), 32, 0).rate
+        for recipe in (whole, whole.model_copy(update={"method": Qat(keep_layers=1)}))
+    ]
+    assert rates[1] > 2 * rates[0]

@@ -252,11 +252,11 @@ def settle(folder: Path, ending: protocol.Error | protocol.CancelledMessage | No
     with RunLock(folder):
         header = _parse_header(folder)
         remove_tree(partial_of(folder / MODEL))
+        for leftover in _leftovers(folder):
+            leftover.unlink(missing_ok=True)
         if not header.damaged and not header.status.final and (result := _finished(folder)):
             _close_finished(folder, header, result)
             return
-        for leftover in folder.glob(f".*{PARTIAL_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
         if header.damaged or header.status.final or (header.status is Status.WAITING and ending is None):
             return
         ending = ending or protocol.Error(t=time.time(), kind=WorkerLost.kind, what=LOST, hint=LOST_HINT)
@@ -300,7 +300,13 @@ def clean_up(home: Path) -> None:
 def _is_unsettled(folder: Path) -> bool:
     """Whether a process that is gone left work behind."""
     kept = _parse_header(folder)
-    return partial_of(folder / MODEL).exists() or (read_header(folder).status.final and not kept.status.final)
+    half_written = partial_of(folder / MODEL).exists() or bool(_leftovers(folder))
+    return half_written or (read_header(folder).status.final and not kept.status.final)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Files that were being written when their process was killed."""
+    return list(folder.glob(f".*{PARTIAL_SUFFIX}"))
 
 
 def can_resume(folder: Path) -> bool:

@@ -193,12 +193,22 @@ def test_a_run_killed_just_before_its_last_words_is_done(run, make_result):
     state = replay(run_store.read_messages(run))
     assert state.status is Status.DONE
 
+    (run / ".run.json.1-1.partial").write_text("the header that it was writing")
     run_store.clean_up(run.parent)
+    assert not list(run.glob(".*"))
     assert json.loads((run / "run.json").read_text())["status"] == "done"
     assert [type(message) for message in run_store.read_messages(run)] == [protocol.Result]
     assert not (run / "work").exists()
     run_store.settle(run)
     assert len(run_store.read_messages(run)) == 1
+
+
+def test_a_half_written_file_of_an_ended_run_is_removed(run):
+    run_store.write_header(run, header(status=Status.DONE))
+    (run / ".verdict.json.1-1.partial").write_text("{")
+    run_store.clean_up(run.parent)
+    assert not list(run.glob(".*"))
+    assert run_store.read_header(run).status is Status.DONE
 
 
 def test_a_saved_model_without_numbers_is_not_made_again(run):

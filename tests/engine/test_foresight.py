@@ -117,5 +117,5 @@ def test_it_is_asked_before_calibration_and_can_be_skipped(monkeypatch):
     for trial_wanted in (True, False):
         recipe = Recipe(method=Gptq(), measure=MeasureSection(trial=trial_wanted), machine=MachineSection(threads=1))
         with pytest.raises(RuntimeError, match="enough"):
-            pipeline._quantize(None, None, recipe, SimpleNamespace(parent=None), enter, None)
+            pipeline._quantize(None, None, recipe, SimpleNamespace(parent=None), enter, silent())
         assert len(asked) == 1

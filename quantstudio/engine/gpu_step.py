@@ -46,19 +46,18 @@ class GpuStep:
     def __init__(self, model: PreTrainedModel) -> None:
         from quantstudio.engine.kernels.gpu_calls import Attention, Heads
 
-        attention, config = model.model.layers[0].self_attn, model.config
-        norm = getattr(attention, "q_norm", None)
+        first, config = model.model.layers[0].self_attn, model.config
+        norm = getattr(first, "q_norm", None)
         heads = Heads(
             int(config.num_attention_heads),
             int(config.num_key_value_heads),
-            int(attention.head_dim),
-            float(attention.scaling),
+            int(first.head_dim),
+            float(first.scaling),
             float(norm.variance_epsilon) if norm is not None else 0.0,
         )
         self._embedding, self._rotary = model.get_input_embeddings(), model.model.rotary_emb
-        self._layers = [_Layer(layer, Attention(heads, model.device)) for layer in model.model.layers[:1]]
-        shared = self._layers[0].attention
-        self._layers += [_Layer(layer, shared) for layer in model.model.layers[1:]]
+        attention = Attention(heads, model.device)
+        self._layers = [_Layer(layer, attention) for layer in model.model.layers]
         self._head = _Products([model.get_output_embeddings()], model.model.norm)
 
     def __call__(self, token: torch.Tensor, cache: StaticCache) -> torch.Tensor:
@@ -78,7 +77,7 @@ class _Layer:
 
     def __init__(self, layer: Any, attention: Any) -> None:
         own, mlp = layer.self_attn, layer.mlp
-        self.attention = attention
+        self._attention = attention
         self._states = _Products([own.q_proj, own.k_proj, own.v_proj], layer.input_layernorm)
         self._output = _Products([own.o_proj])
         self._inner = _Products([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm, gated=True)
@@ -88,7 +87,7 @@ class _Layer:
 
     def __call__(self, hidden: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], past: Any) -> None:
         states = self._states(hidden)
-        seen = self.attention(states, turn, (past.keys, past.values), past.cumulative_length, self._norms)
+        seen = self._attention(states, turn, (past.keys, past.values), past.cumulative_length, self._norms)
         self._output(seen, onto=hidden)
         self._down(self._inner(hidden), onto=hidden)
 
@@ -98,7 +97,6 @@ class _Products:
 
     def __init__(self, parts: Sequence[Any], norm: Any = None, *, gated: bool = False) -> None:
         joined = _join(parts)
-        self._joined = joined
         self._parts = [(matrix_of(part), part.bias) for part in ([joined] if joined is not None else parts)]
         rows = sum(matrix.rows for matrix, _ in self._parts)
         self._gated, self._fused = gated, gated and joined is not None

@@ -23,6 +23,7 @@ from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
+from quantstudio.engine.kernels.groups import operator_group
 from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
@@ -38,12 +39,6 @@ _PACK_ROWS = 256
 rows and the packer's int32), and is no faster."""
 
 
-def operator_group(spec: WeightSpec, columns: int) -> int | None:
-    """The operator's group size that serves this weight, if any."""
-    size = spec.group_size or columns
-    return next((group for group in GROUPS if size % group == 0), None)
-
-
 class CpuInt4(nn.Module):
     """2 to 4 bits, symmetric or not, groups (or rows) that are multiples of 32; activations in bf16 or int8."""
 
@@ -54,12 +49,12 @@ class CpuInt4(nn.Module):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        return device.type == "cpu" and spec.bits <= 4 and operator_group(spec, columns) is not None
+        return device.type == "cpu" and spec.bits <= 4 and operator_group(spec, columns, GROUPS) is not None
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self._rows, self._columns = weight.shape
-        self._group = operator_group(weight.spec, self._columns) or 0
+        self._group = operator_group(weight.spec, self._columns, GROUPS) or 0
         self._rounds_input = weight.spec.activations is ActivationKind.INT8_TOKEN
         self._symmetric = weight.zero_points is None
         self.register_buffer("packed", _pack(weight.codes))

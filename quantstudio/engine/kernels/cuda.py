@@ -17,6 +17,7 @@ from torch import nn
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
 from quantstudio.engine.kernels.gpu_int4 import has_programs
+from quantstudio.engine.kernels.groups import operator_group
 from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
@@ -27,11 +28,6 @@ GROUPS = (256, 128, 64, 32)
 _INNER_K_TILES = 8
 _COLUMN_MULTIPLE = _INNER_K_TILES * 16
 _ROW_MULTIPLE = 8
-
-
-def _operator_group(spec: WeightSpec, columns: int) -> int | None:
-    size = spec.group_size or columns
-    return next((group for group in GROUPS if size % group == 0), None)
 
 
 class CudaInt4(nn.Module):
@@ -45,11 +41,11 @@ class CudaInt4(nn.Module):
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
         fits = rows % _ROW_MULTIPLE == 0 and columns % _COLUMN_MULTIPLE == 0
-        return device.type == "cuda" and spec.bits <= 4 and fits and _operator_group(spec, columns) is not None
+        return device.type == "cuda" and spec.bits <= 4 and fits and operator_group(spec, columns, GROUPS) is not None
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
-        self._group = _operator_group(weight.spec, weight.shape[1]) or 0
+        self._group = operator_group(weight.spec, weight.shape[1], GROUPS) or 0
         self._rounds_input = weight.spec.activations is ActivationKind.INT8_TOKEN
         unsigned = (weight.codes + 8).to(torch.uint8)
         pairs = (unsigned[:, 0::2] << 4) | unsigned[:, 1::2]

@@ -16,6 +16,7 @@ from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
+from quantstudio.engine.kernels.groups import operator_group
 from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
@@ -46,7 +47,7 @@ class GpuInt4(nn.Module):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        fits = spec.bits <= 4 and _program_group(spec, columns) is not None
+        fits = spec.bits <= 4 and operator_group(spec, columns, GROUPS) is not None
         return device.type == "cuda" and fits and has_programs()
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
@@ -54,7 +55,7 @@ class GpuInt4(nn.Module):
         from quantstudio.engine.kernels.gpu_calls import pack_words
 
         columns = weight.shape[1]
-        self.group = _program_group(weight.spec, columns) or 0
+        self.group = operator_group(weight.spec, columns, GROUPS) or 0
         self.rounds_input = weight.spec.activations is ActivationKind.INT8_TOKEN
         repeats = columns // self.group // weight.scales.shape[1]
         zeros = None
@@ -103,8 +104,3 @@ class GpuInt4(nn.Module):
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], -1)
-
-
-def _program_group(spec: WeightSpec, columns: int) -> int | None:
-    size = spec.group_size or columns
-    return next((group for group in GROUPS if size % group == 0), None)

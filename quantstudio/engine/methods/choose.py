@@ -84,38 +84,20 @@ def choose_weights(
     from quantstudio.engine.calibrate import choose
     from quantstudio.engine.memory import give_back_freed_memory
 
-    if kind == "qat":
-        return _trained(info, plan, recipe, run_folder, data, enter, reporter)
     trained = None
-    if kind == "finetune_gptq":
+    if _begins_calibrated(recipe):  # most of the loss is won back before the first step
+        enter(CALIBRATE)
+        gptq = recipe.model_copy(update={"method": Gptq()})
+        choose(info, plan, gptq, run_folder / WORK, data.calibration, reporter)
+        give_back_freed_memory()
+    if kind in ("qat", "finetune_gptq"):
         from quantstudio.engine.train.run import train_weights
 
         enter(TRAIN)
         reporter.check_cancel()  # that import took seconds
         trained = train_weights(info, plan, recipe, run_folder, data, reporter)
+        if kind == "qat":
+            return trained
         give_back_freed_memory()
     enter(CALIBRATE)
     return choose(info, plan, recipe, run_folder / WORK, data.calibration, reporter, trained)
-
-
-def _trained(
-    info: ModelInfo,
-    plan: QuantizationPlan,
-    recipe: Recipe,
-    run_folder: Path,
-    data: PreparedData,
-    enter: Callable[[str], None],
-    reporter: Reporter,
-) -> Chosen:
-    """QAT from where GPTQ ends: most of the loss is won back before the first step."""
-    from quantstudio.engine.calibrate import choose
-    from quantstudio.engine.memory import give_back_freed_memory
-    from quantstudio.engine.train.run import train_weights
-
-    if _begins_calibrated(recipe):
-        enter(CALIBRATE)
-        calibrated = recipe.model_copy(update={"method": Gptq()})
-        choose(info, plan, calibrated, run_folder / WORK, data.calibration, reporter)
-        give_back_freed_memory()
-    enter(TRAIN)
-    return train_weights(info, plan, recipe, run_folder, data, reporter)

@@ -10,7 +10,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="torch's CUDA builds for Linux bring it along")
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, StaticCache
+
+from quantstudio.engine.gpu_step import GpuStep
 from quantstudio.engine.kernels import gpu_calls as calls
+from quantstudio.engine.kv_cache import cache_argument
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not torch.cuda.is_available() and not INTERPRETED:
@@ -125,6 +129,25 @@ def test_attention_of_one_token(queries, shared, size, normed, position):
     all_keys[:, position] = key
     expected = torch.nn.functional.scaled_dot_product_attention(query.view(shared, -1, size), all_keys, all_values)
     assert far(found, expected.flatten()) < 3 * ROUNDINGS
+
+
+@pytest.mark.parametrize(("kind", "more"), [(Qwen2Config, {}), (Qwen3Config, {"head_dim": 64})], ids=["Qwen2", "Qwen3"])
+def test_a_whole_token(kind, more):
+    """Layers, order of programs and the cache's length, by the short way and by transformers' own code."""
+    torch.manual_seed(0)
+    config = kind(
+        vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, **more,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(requires_grad=False)
+    model, ids = model.to(DEVICE), torch.randint(0, 64, (1, 10)).to(DEVICE)
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits[0, -1]
+        cache = StaticCache(config=config, max_cache_len=64)
+        step = GpuStep(model)
+        model(input_ids=ids[:, :-1], **cache_argument(model, cache))
+        assert far(step(ids[:, -1:], cache), expected) < 5 * ROUNDINGS
+    assert [int(layer.cumulative_length) for layer in cache.layers] == [10, 10]
 
 
 def _halves_swapped(x):

@@ -33,7 +33,7 @@ from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
 from quantstudio.engine.kernels.trial import AT_LOAD_S, Trials
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import load_quantized
-from quantstudio.engine.memory import keep_freed_memory, trim_freed_memory
+from quantstudio.engine.memory import garbage_kept, keep_freed_memory, trim_freed_memory
 from quantstudio.engine.reporter import Reporter
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -62,6 +62,7 @@ class LoadedModel:
     """Likewise on a GPU."""
 
 
+@garbage_kept()
 def load_model(
     folder: Path, device: str, reporter: Reporter, kernels: str = AUTO, trials_s: float = AT_LOAD_S
 ) -> LoadedModel:
@@ -133,6 +134,7 @@ def _load_original(folder: Path) -> PreTrainedModel:
         ) from error
 
 
+@garbage_kept()
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model folder that was found safe; None when it has none. Raises ModelDamaged."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -11,11 +11,29 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_REUSED = 64 << 20
 _KEPT = 256 << 20
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Look for no circles of references meanwhile, which may also be said of a function.
+
+    Python looks for them each time that some hundreds of lists, tuples and dictionaries more exist than before, among
+    everything that torch and transformers keep. Half a million entries of a vocabulary, none of which is in a circle,
+    set that off again and again: it took more than half of the time in which a tokenizer is read.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def trim_freed_memory() -> None:

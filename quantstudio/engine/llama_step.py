@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache
 
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
+from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.kv_cache import attend_one
 
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -114,7 +115,7 @@ def _side_by_side(parts: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor
     Weights in bf16 are not joined: they lie in the file's own pages, which cost no memory of the process.
     """
     joined = None
-    for kind in (CpuInt4, CpuInt8, CpuInt8Dynamic):
+    for kind in (CpuInt4, CpuInt8Bags, CpuInt8, CpuInt8Dynamic):
         if all(type(part) is kind for part in parts):
             joined = kind.join(parts)
     if joined is not None:

@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
 from quantstudio.engine.attention import ATTENTION, register_attention
 from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
+from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.embedding import Int8Embedding
 from quantstudio.engine.kernels.registry import Chooser
@@ -62,6 +63,7 @@ class _Filler:
         self._kernels: Counter[str] = Counter()
         self._filled: set[int] = set()
         self._last_codes = (torch.empty(0), torch.empty(0))
+        self._table: tuple[torch.Tensor, Int8Embedding] | None = None
 
     def put_module(self, name: str, weight: QuantizedWeight) -> None:
         old = self._module(name)
@@ -104,13 +106,17 @@ class _Filler:
             self._kernels[Dequantized.name] += 1
             return None
         self._kernels[Int8Embedding.name] += 1
-        return Int8Embedding(self._on_device(weight), 1.0 if factor is None else float(factor))
+        self._table = weight.codes, Int8Embedding(self._on_device(weight), 1.0 if factor is None else float(factor))
+        return self._table[1]
 
     def _linear(self, old: nn.Module, weight: QuantizedWeight) -> nn.Module:
         kernel = self._chooser.choose(weight.spec, *weight.shape)
         self._kernels[kernel.name] += 1
         bias = old.bias if isinstance(old, nn.Linear) else None
-        return kernel(self._on_device(weight), bias)
+        module = kernel(self._on_device(weight), bias)
+        if isinstance(module, CpuInt8Bags) and self._table and self._table[0] is weight.codes:
+            self._table[1].share(module.look_up)
+        return module
 
     def _on_device(self, weight: QuantizedWeight) -> QuantizedWeight:
         device = self._chooser.device

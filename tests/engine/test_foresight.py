@@ -3,20 +3,23 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from quantstudio.core import protocol
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, MachineSection, MeasureSection, Recipe
-from quantstudio.core.schemes import W4A16
+from quantstudio.core.schemes import W4A16, WeightSpec
 from quantstudio.engine import foresight
 from quantstudio.engine.foresight import warn_if_slower
 from quantstudio.engine.kernels import trial
+from quantstudio.engine.kernels.registry import KERNELS
 from quantstudio.engine.kernels.trial import AT_LOAD_S, PROMPT_ROWS
 from quantstudio.engine.measure.spec import MeasureSpec
 from quantstudio.engine.reporter import Reporter, silent
 
 CPU = MachineSection(device="cpu")
+INT8 = next(kernel for kernel in KERNELS if kernel.supports(WeightSpec(8, None), 64, 64, torch.device("cpu")))
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def told(tiny_folder, monkeypatch, tmp_path):
     info = read_model_info(tiny_folder)
 
     def tell(int4, int8=0.5, machine=CPU, **layers):
-        times = {"cpu_int4": int4, "cpu_int8": int8, "dequantized": 1.0}
+        times = {"cpu_int4": int4, "cpu_int8": int8, "cpu_int8_bags": int8, "dequantized": 1.0}
         monkeypatch.setattr(trial, "_seconds", lambda module, x: times[type(module).name] * (x.shape[0] / PROMPT_ROWS))
         sent = []
         recipe = Recipe(scheme=W4A16(group_size=32), layers=LayersSection(**layers))
@@ -41,7 +44,7 @@ def test_a_faster_outcome_is_told_with_its_kernels(told):
     (notice,) = told(0.25)
     assert notice.level == "info"
     assert "W4A16 g32: _weight_int4pack_mm_for_cpu, 4× bf16 for one token" in notice.text
-    assert "W8A16: _weight_int8pack_mm, 2× bf16" in notice.text
+    assert f"W8A16: {INT8.operator}, 2× bf16" in notice.text
 
 
 def test_a_slower_one_is_a_warning(told):

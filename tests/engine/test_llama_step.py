@@ -94,7 +94,7 @@ def test_every_kernel_scores_the_same(name, recipe, original, tmp_path):
 def test_joined_weights_are_in_memory_once(original, tmp_path):
     info = read_model_info(original("qwen2"))
     quantize_model(info, make_plan(info, RECIPES["W8A16"]), RECIPES["W8A16"], tmp_path, silent())
-    loaded = load_model(tmp_path, "cpu", silent())
+    loaded = load_model(tmp_path, "cpu", silent(), "cpu_int8")
     attention = loaded.model.model.layers[0].self_attn
     storages = {part.codes.untyped_storage().data_ptr() for part in (attention.q_proj, attention.k_proj)}
     assert len(storages) == 1

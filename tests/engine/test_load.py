@@ -12,7 +12,8 @@ from quantstudio.core.errors import ModelDamaged, ModelNotFound, ModelUnsupporte
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
-from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16
+from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16, WeightSpec
+from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.load import load_model, load_tokenizer
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
@@ -25,7 +26,9 @@ SCHEMES = {
     "w4a16 asymmetric": W4A16(group_size=64, symmetric=False),
     "w4a8": W4A8(group_size="channel"),
 }
-KERNELS = {"w8a16": "cpu_int8", "w8a8": "cpu_int8_dynamic"}
+HAS_BAGS = CpuInt8Bags.supports(WeightSpec(8, None), 64, 64, torch.device("cpu"))
+INT8 = "cpu_int8_bags" if HAS_BAGS else "cpu_int8"
+KERNELS = {"w8a16": INT8, "w8a8": INT8 if HAS_BAGS else "cpu_int8_dynamic"}
 
 
 @pytest.fixture
@@ -85,13 +88,23 @@ def test_every_family_runs_on_fast_kernels(quantized, family):
     fast = load_model(folder, "cpu", silent())
     reference = load_model(folder, "cpu", silent(), kernels="reference")
     assert difference(scores(fast.model), scores(reference.model)) < 0.05
-    assert {"cpu_int4", "cpu_int8", "int8_embedding"} == set(fast.kernels)
+    assert {"cpu_int4", INT8, "int8_embedding"} == set(fast.kernels)
 
 
 def test_tied_int8_head_and_embedding_are_one_table(quantized):
-    model = load_model(quantized("qwen2", "w4a16"), "cpu", silent()).model
+    folder = quantized("qwen2", "w4a16")
+    model = load_model(folder, "cpu", silent(), kernels="cpu_int8").model
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert head.codes.data_ptr() == embedding.codes.data_ptr()
+
+
+@pytest.mark.skipif(not HAS_BAGS, reason="FBGEMM is for x86")
+def test_embedding_looks_its_rows_up_in_the_order_of_a_tied_head(quantized):
+    folder = quantized("qwen2", "w4a16")
+    bags = load_model(folder, "cpu", silent()).model.get_input_embeddings()
+    plain = load_model(folder, "cpu", silent(), kernels="cpu_int8").model.get_input_embeddings()
+    assert bags.codes is None, "the head's table is the only one in memory"
+    assert torch.equal(bags(IDS), plain(IDS))
 
 
 def test_tied_bf16_head_and_embedding_stay_one(quantized):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -17,17 +18,23 @@ class Int8Embedding(nn.Module):
     """
 
     name: ClassVar[str] = "int8_embedding"
-    codes: torch.Tensor
+    codes: torch.Tensor | None
     scales: torch.Tensor
 
     def __init__(self, weight: QuantizedWeight, factor: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales)
+        self._look_up: Callable[[torch.Tensor], torch.Tensor] = weight.codes.__getitem__
         self._factor = factor
 
+    def share(self, look_up: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Take codes from a tied head, which keeps the same ones in an order of its own."""
+        self.codes = None
+        self._look_up = look_up
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        rows = self.codes[ids].to(self.scales.dtype) * self.scales[ids]
+        rows = self._look_up(ids).to(self.scales.dtype) * self.scales[ids]
         if self._factor != 1.0:
             rows = rows * torch.tensor(self._factor, dtype=rows.dtype, device=rows.device)
         return rows

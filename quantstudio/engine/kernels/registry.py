@@ -21,6 +21,7 @@ from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
+from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.gpu_int4 import GpuInt4
@@ -54,8 +55,11 @@ class Kernel(Protocol):
     def __call__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> nn.Module: ...
 
 
-KERNELS: tuple[type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized], ...] = (
+KernelClass = type[CpuInt4 | CpuInt8Bags | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized]
+
+KERNELS: tuple[KernelClass, ...] = (
     CpuInt4,
+    CpuInt8Bags,
     CpuInt8,
     CpuInt8Dynamic,
     GpuInt4,
@@ -64,8 +68,6 @@ KERNELS: tuple[type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | Cu
     Dequantized,
 )
 """Fastest first; the last takes everything."""
-
-KernelClass = type[CpuInt4 | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized]
 
 
 class Chooser:

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
-from quantstudio.engine.kernels import cpu_int4, registry
+from quantstudio.engine.kernels import cpu_int4, cpu_int8_bags, registry
 from quantstudio.engine.kernels.activations import fake_quantize_per_token, quantize_per_token
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
+from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.embedding import Int8Embedding
 from quantstudio.engine.kernels.registry import Chooser, relative_error
@@ -16,6 +17,7 @@ from quantstudio.engine.quantized_weight import QuantizedWeight
 
 CPU = torch.device("cpu")
 INT8 = WeightSpec(8, None)
+needs_bags = pytest.mark.skipif(not CpuInt8Bags.supports(INT8, 64, 64, CPU), reason="FBGEMM is for x86")
 
 
 def weight_of(spec: WeightSpec, rows: int, columns: int) -> QuantizedWeight:
@@ -51,6 +53,51 @@ def test_int8_runs_any_width(kernel, columns):
     # Regression: the weight-only operator read past the end of rows whose length 16 does not divide, and crashed.
     activations = ActivationKind.INT8_TOKEN if kernel is CpuInt8Dynamic else ActivationKind.NONE
     assert relative_error(kernel, WeightSpec(8, None, activations=activations), columns, CPU) < 0.005
+
+
+@needs_bags
+@pytest.mark.parametrize("activations", ActivationKind)
+@pytest.mark.parametrize("columns", [1, 16, 33, 72, 896])
+def test_int8_bags_run_any_width(columns, activations):
+    assert relative_error(CpuInt8Bags, WeightSpec(8, None, activations=activations), columns, CPU) < 0.005
+
+
+@needs_bags
+@pytest.mark.parametrize("activations", ActivationKind)
+@pytest.mark.parametrize("rows", [1, 15, 64, 255, 257, 700, 1500])
+def test_int8_bags_take_any_number_of_outputs(rows, activations):
+    weight = weight_of(WeightSpec(8, None, activations=activations), rows, 64)
+    bias = nn.Parameter(torch.randn(rows).to(torch.bfloat16), requires_grad=False)
+    other = CpuInt8Dynamic if activations is ActivationKind.INT8_TOKEN else CpuInt8
+    bags, reference = CpuInt8Bags(weight, bias), other(weight, bias)
+    for tokens in (1, 3, 200):
+        x = torch.randn(2, tokens, 64).to(torch.bfloat16)
+        assert bags(x).shape == (2, tokens, rows)
+        torch.testing.assert_close(bags(x).float(), reference(x).float(), rtol=0.02, atol=0.02)
+    assert torch.equal(bags.look_up(torch.arange(rows)), weight.codes)
+
+
+@needs_bags
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_int8_bags_give_all_threads_about_as_much(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for rows in (896, 1152, 4864, 9728, 151_936):
+        block = cpu_int8_bags._block(rows)
+        longest = -(-rows // (block * threads)) * block
+        assert block <= 256
+        assert longest * threads < 1.1 * rows, "what the last thread still does while the others wait"
+
+
+@needs_bags
+def test_joined_int8_bags_share_one_table_and_its_blocks():
+    parts = [CpuInt8Bags(weight_of(INT8, rows, 64)) for rows in (896, 128, 128)]
+    x = torch.randn(1, 64).to(torch.bfloat16)
+    expected = torch.cat([part(x) for part in parts], dim=-1)
+    joined = CpuInt8Bags.join(parts)
+    assert torch.equal(joined(x), expected)
+    assert [part.table.data_ptr() for part in parts] == [joined.table[start].data_ptr() for start in (0, 7, 8)]
+    assert torch.equal(torch.cat([part(x) for part in parts], dim=-1), expected), "the parts still work"
+    assert CpuInt8Bags.join([parts[0], CpuInt8Bags(weight_of(INT8, 50, 64))]) is None, "no block ends at row 896 and 50"
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 100, 1500])

@@ -12,7 +12,6 @@ from quantstudio.core.schemes import WeightSpec
 from quantstudio.core.speed_words import kernel_words
 from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
-from quantstudio.engine.kernels.cpu_int8 import CpuInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.registry import AUTO, KERNELS, Chooser
 from quantstudio.engine.kernels.trial import PROMPT_ROWS, Trials, machine_key
@@ -20,12 +19,13 @@ from quantstudio.engine.kernels.trial import PROMPT_ROWS, Trials, machine_key
 CPU = torch.device("cpu")
 INT4 = WeightSpec(4, 128)
 SHAPE = (512, 512)
+INT8 = next(kernel for kernel in KERNELS if kernel.supports(WeightSpec(8, None), *SHAPE, CPU))
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Kernel name → seconds for one row; a prompt takes ten times as long. Also counts the trials."""
-    times = {"cpu_int4": 1e-4, "dequantized": 3e-4, "cpu_int8": 2e-4}
+    times = {"cpu_int4": 1e-4, "dequantized": 3e-4, "cpu_int8": 2e-4, "cpu_int8_bags": 2e-4}
     made: list[str] = []
 
     def measure(module, x):
@@ -114,7 +114,7 @@ def test_the_person_has_the_last_word(tmp_path, clock):
     times["cpu_int4"] = 1.0
     chosen = chooser(tmp_path / "a", "cpu_int4")[0]
     assert chosen.choose(INT4, *SHAPE) is CpuInt4
-    assert chosen.choose(WeightSpec(8, None), *SHAPE) is CpuInt8, "what it cannot run goes to the others"
+    assert chosen.choose(WeightSpec(8, None), *SHAPE) is INT8, "what it cannot run goes to the others"
 
 
 def test_what_was_chosen_is_told_with_all_its_layers(tmp_path, clock):
@@ -127,7 +127,7 @@ def test_what_was_chosen_is_told_with_all_its_layers(tmp_path, clock):
     assert int4.decode_ratio == int4.prompt_ratio == pytest.approx(3)
     assert int8.decode_ratio is None
     assert kernel_words(int4).startswith("W4A16 g128: _weight_int4pack_mm_for_cpu, 3× bf16 for one token, 3× for a")
-    assert kernel_words(int8) == "W8A16: _weight_int8pack_mm (not tried here)"
+    assert kernel_words(int8) == f"W8A16: {INT8.operator} (not tried here)"
 
 
 def test_times_of_a_disturbed_machine_are_not_believed(tmp_path, monkeypatch):

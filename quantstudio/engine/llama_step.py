@@ -69,7 +69,7 @@ class _Layer:
         self._qkv = _side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
         self._gate_up = _side_by_side([mlp.gate_proj, mlp.up_proj])
         self._output, self._down = attention.o_proj.forward, mlp.down_proj.forward
-        self._activation = mlp.act_fn
+        self._activation = mlp.act_fn.forward
         self._input_norm, self._inner_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self._query_norm, self._key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self._scale = float(attention.scaling)

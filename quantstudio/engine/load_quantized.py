@@ -54,6 +54,7 @@ def load_quantized(
     filler.require_whole()
     model.to(chooser.device)
     return model, filler.counts()
+_NO_CODES = (torch.empty(0), torch.empty(0))
 
 
 class _Filler:
@@ -62,7 +63,7 @@ class _Filler:
         self._chooser = chooser
         self._kernels: Counter[str] = Counter()
         self._filled: set[int] = set()
-        self._last_codes = (torch.empty(0), torch.empty(0))
+        self._last_codes = _NO_CODES
         self._table: tuple[torch.Tensor, Int8Embedding] | None = None
 
     def put_module(self, name: str, weight: QuantizedWeight) -> None:
@@ -116,6 +117,8 @@ class _Filler:
         module = kernel(self._on_device(weight), bias)
         if isinstance(module, CpuInt8Bags) and self._table and self._table[0] is weight.codes:
             self._table[1].share(module.look_up)
+            # Now the codes as they were read can go, before the other layers take memory.
+            self._table, self._last_codes = None, _NO_CODES
         return module
 
     def _on_device(self, weight: QuantizedWeight) -> QuantizedWeight:

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,10 +32,9 @@ from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
 from quantstudio.engine.kernels.trial import AT_LOAD_S, Trials
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import load_quantized
+from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.memory import garbage_kept, keep_freed_memory, trim_freed_memory
 from quantstudio.engine.reporter import Reporter
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 @dataclass(slots=True)
@@ -132,28 +130,6 @@ def _load_original(folder: Path) -> PreTrainedModel:
         raise ModelDamaged(
             f"The model in {folder} cannot be read.", why=str(error), hint="Download or copy it again."
         ) from error
-
-
-@garbage_kept()
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model folder that was found safe; None when it has none. Raises ModelDamaged."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelDamaged(f"The tokenizer in {folder} cannot be read.", why=str(error)) from error
-    _forget_copies(tokenizer)
-    return tokenizer
-
-
-def _forget_copies(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Drop what transformers built its Rust tokenizer from and never asks again: 54 MB for 150,000 tokens."""
-    held = vars(tokenizer)
-    if getattr(tokenizer, "backend_tokenizer", None) is not None:
-        for name in ("_vocab", "_merges"):
-            if isinstance(held.get(name), dict | list):
-                held[name] = type(held[name])()
 
 
 def resolve_device(device: str) -> str:

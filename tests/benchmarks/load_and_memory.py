@@ -126,7 +126,7 @@ def _load(folders: list[Path]) -> Figures:
 
 def _tokenizer_alone(folders: list[Path]) -> Figures:
     _import_engine()
-    from quantstudio.engine.load import load_tokenizer
+    from quantstudio.engine.load_tokenizer import load_tokenizer
 
     return _timed(lambda: load_tokenizer(folders[0]))
 

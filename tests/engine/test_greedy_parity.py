@@ -22,7 +22,8 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.schemes import W2A16, W3A16, W4A8, W4A16, W8A8, W8A16
 from quantstudio.engine.generate import Generator
-from quantstudio.engine.load import load_model, load_tokenizer
+from quantstudio.engine.load import load_model
+from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.onnx.model import load_onnx
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent

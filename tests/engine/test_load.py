@@ -14,7 +14,8 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
 from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16, WeightSpec
 from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
-from quantstudio.engine.load import load_model, load_tokenizer
+from quantstudio.engine.load import load_model
+from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
 

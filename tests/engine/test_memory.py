@@ -2,7 +2,8 @@ import gc
 
 import pytest
 
-from quantstudio.engine.load import load_model, load_tokenizer
+from quantstudio.engine.load import load_model
+from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.memory import garbage_kept
 from quantstudio.engine.reporter import silent
 

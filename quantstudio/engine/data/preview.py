@@ -47,7 +47,7 @@ def preview_data(section: DataSection, tokenizer: Any, seed: int, reporter: Repo
 
 def preview_for(job: PreviewDataJob, reporter: Reporter) -> DataPreview:
     """The preview for a model on this machine. Raises also ModelNotFound, ModelUnsafe, ModelDamaged."""
-    from quantstudio.engine.load import load_tokenizer
+    from quantstudio.engine.load_tokenizer import load_tokenizer
 
     reporter.phase("data", "Reading the text", 0, 1)
     folder = resolve_model(ModelSection(id=job.model)).resolve()

@@ -47,7 +47,7 @@ def prepare_text(recipe: Recipe, folder: Path, run_folder: Path, reporter: Repor
     Raises what `prepare_data` raises, and ModelUnsupported when the model has no tokenizer.
     """
     from quantstudio.engine.data.prepare import prepare_data
-    from quantstudio.engine.load import load_tokenizer
+    from quantstudio.engine.load_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:

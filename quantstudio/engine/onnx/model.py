@@ -28,7 +28,8 @@ from quantstudio.core.paths import data_home
 from quantstudio.core.result import KernelUse
 from quantstudio.engine.formats.compressed_tensors import read_weights
 from quantstudio.engine.kernels.embedding import Int8Embedding
-from quantstudio.engine.load import end_tokens, load_tokenizer
+from quantstudio.engine.load import end_tokens
+from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.memory import give_back_freed_memory
 from quantstudio.engine.onnx.blocks import Blocks, to_blocks
 from quantstudio.engine.onnx.graph import Graph, GraphWriter, Layer, Shape

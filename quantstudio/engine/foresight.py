@@ -15,7 +15,7 @@ from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import MachineSection
 from quantstudio.core.speed_words import kernel_words
 from quantstudio.engine.kernels.registry import Chooser
-from quantstudio.engine.kernels.trial import BEFORE_A_JOB_S, NO_TIME, Timing, Trials, sum_timings
+from quantstudio.engine.kernels.trial import BEFORE_A_JOB_S, Timing, Trials, sum_timings
 from quantstudio.engine.load import resolve_device
 from quantstudio.engine.reporter import Reporter
 
@@ -23,15 +23,13 @@ CLEAR = 1.05
 """From this ratio of times on, slower is said to be slower."""
 
 
-def try_kernels(plan: QuantizationPlan, machine: MachineSection, reporter: Reporter, limit_s: float) -> Chooser | None:
+def try_kernels(plan: QuantizationPlan, machine: MachineSection, reporter: Reporter, limit_s: float) -> Chooser:
     """Time the kernels on the matrices of a plan for at most `limit_s`, and keep the times for whoever loads the model.
 
-    None on a GPU. Raises `Cancelled`.
+    Raises `Cancelled`.
     """
     device = torch.device(resolve_device(machine.device))
-    if device.type != "cpu":
-        return None
-    trials = Trials(limit_s)
+    trials = Trials(device, limit_s)
     chooser = Chooser(device, machine.kernel, reporter.log, trials)
     for layer in plan.quantized:
         reporter.check_cancel()
@@ -44,11 +42,11 @@ def try_kernels(plan: QuantizationPlan, machine: MachineSection, reporter: Repor
 def warn_if_slower(plan: QuantizationPlan, machine: MachineSection, reporter: Reporter) -> None:
     """Tell what the kernels do on this machine; a warning when the outcome will write slower than the original.
 
-    Says nothing on a GPU, for models too small to time, and when the machine is too busy. Raises `Cancelled`.
+    Says nothing for models too small to time, and when the machine is too busy. Raises `Cancelled`.
     """
     chooser = try_kernels(plan, machine, reporter, BEFORE_A_JOB_S)
-    own, bf16 = chooser.totals() if chooser else (NO_TIME, NO_TIME)
-    if chooser is None or not own.one:
+    own, bf16 = chooser.totals()
+    if not own.one:
         return
     kept = _kept(plan, bf16)
     own, bf16 = sum_timings((own, kept)), sum_timings((bf16, kept))

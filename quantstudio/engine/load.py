@@ -86,7 +86,7 @@ def load_model(
             model = _load_original(folder).to(target)
             counts = {"bf16": sum(isinstance(module, nn.Linear) for module in model.modules())}
         else:
-            trials = Trials(trials_s)
+            trials = Trials(torch.device(target), trials_s)
             chooser = Chooser(torch.device(target), kernels, reporter.log, trials)
             model, counts = load_quantized(folder, config, chooser, reporter)
             trials.save()

@@ -54,6 +54,8 @@ def load_quantized(
     filler.require_whole()
     model.to(chooser.device)
     return model, filler.counts()
+
+
 _NO_CODES = (torch.empty(0), torch.empty(0))
 
 

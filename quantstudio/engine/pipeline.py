@@ -196,7 +196,7 @@ def _quantize(
     # Between libraries, each of which takes seconds to import on a busy machine.
     reporter.check_cancel()
     from quantstudio.engine.foresight import try_kernels, warn_if_slower
-    from quantstudio.engine.kernels.trial import AT_LOAD_S
+    from quantstudio.engine.kernels.trial import BEFORE_A_JOB_S
     from quantstudio.engine.measure.environment import thread_count
     from quantstudio.engine.memory import give_back_freed_memory
     from quantstudio.engine.quantize import quantize_model
@@ -215,7 +215,7 @@ def _quantize(
     enter("quantize")
     quantization = quantize_model(kept_part(info, recipe), plan, recipe, partial, reporter, chosen)
     if recipe.measure.enabled:
-        try_kernels(plan, recipe.machine, reporter, AT_LOAD_S)
+        try_kernels(plan, recipe.machine, reporter, BEFORE_A_JOB_S)
     give_back_freed_memory()
     return quantization, data.summary if data else None
 

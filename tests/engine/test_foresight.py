@@ -14,7 +14,7 @@ from quantstudio.engine import foresight
 from quantstudio.engine.foresight import warn_if_slower
 from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.registry import KERNELS
-from quantstudio.engine.kernels.trial import AT_LOAD_S, PROMPT_ROWS
+from quantstudio.engine.kernels.trial import AT_LOAD_S, BEFORE_A_JOB_S, PROMPT_ROWS
 from quantstudio.engine.measure.spec import MeasureSpec
 from quantstudio.engine.reporter import Reporter, silent
 
@@ -67,10 +67,7 @@ def test_what_stays_in_bf16_counts_on_both_sides(told):
     assert "1.1 times" in fewer.text
 
 
-def test_models_too_small_to_time_and_gpus_are_passed_over(told, monkeypatch):
-    monkeypatch.setattr(foresight, "resolve_device", lambda device: "cuda")
-    assert told(9.0) == []
-    monkeypatch.setattr(foresight, "resolve_device", lambda device: "cpu")
+def test_models_too_small_to_time_are_passed_over(told, monkeypatch):
     monkeypatch.setattr(trial, "SMALLEST", 1 << 30)
     assert told(9.0) == []
 
@@ -92,7 +89,7 @@ def test_a_measured_run_tries_the_kernels_before_its_fresh_processes_do(tiny_fol
         partial = tmp_path / str(enabled) / "model.partial"
         partial.mkdir(parents=True)
         pipeline._quantize(info, make_plan(info, recipe), recipe, partial, lambda phase: None, silent())
-    assert tried == [AT_LOAD_S]
+    assert tried == [BEFORE_A_JOB_S]
     budgets = []
 
     def load_timed(folder, device, reporter, kernels, trials_s):

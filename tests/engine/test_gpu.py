@@ -9,7 +9,10 @@ from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
 from quantstudio.core.schemes import W4A8, W4A16, W8A16
 from quantstudio.engine.generate import Generator
+from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.gpu_int4 import has_programs
+from quantstudio.engine.kernels.registry import Chooser
+from quantstudio.engine.kernels.trial import Trials
 from quantstudio.engine.load import load_model
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
@@ -80,3 +83,21 @@ def test_rounded_activations_go_the_long_way(tmp_path):
     loaded = quantized(tmp_path / "original", tmp_path / "quantized", Recipe(scheme=W4A8(group_size=32)))
     assert loaded.gpu_step is None
     assert loaded.kernels["gpu_int4"] > 0
+
+
+def test_kernels_are_tried_on_the_gpu_and_told_of(tmp_path, monkeypatch):
+    """Weights of 32 MB in bf16 take longer to read than those in 4 bits, and one row of either is far from a prompt."""
+    monkeypatch.setattr(trial, "_DISTURBED", float("inf"))
+    trials = Trials(torch.device("cuda"), 60.0, tmp_path / "kernels.json")
+    chooser = Chooser(torch.device("cuda"), "auto", print, trials)
+    kernel = chooser.choose(W4A16(group_size=128).weight_spec(), 4096, 4096)
+    (use,) = chooser.uses()
+    assert use.kernel == kernel.name != "dequantized"
+    assert use.decode_ratio is not None
+    assert 1 < use.decode_ratio < 8
+    own, bf16 = chooser.totals()
+    assert 1e-6 < own.one < own.prompt < 1e-2
+    assert 5e-6 < bf16.one < 1e-3, "32 MB at 0.03 to 6 TB a second"
+    assert torch.cuda.memory_reserved() < 256 << 20, "what was tried is gone again"
+    trials.save()
+    assert torch.cuda.get_device_name() in (tmp_path / "kernels.json").read_text()

@@ -1,7 +1,9 @@
 """Which kernel runs a layer: of those that support it and agree with the reference, the fastest on this machine.
 
-Where nothing was tried (small layers, GPUs), the order of `KERNELS` decides; a trial overrules it only when another
-kernel takes less than `CLEARLY` of the time, so that what else the machine did that second decides nothing.
+Where nothing was tried (small layers), the order of `KERNELS` decides; a trial overrules it only when another kernel
+takes less than `CLEARLY` of the time, so that what else the machine did that second decides nothing. On GPUs the order
+always decides, because the short way for one token (`gpu_step`) wants all layers on its own kernels; what the trial
+says of them is told.
 Agreement is measured: each kernel multiplies a small weight of the layer's kind once and is compared with the
 dequantized product in fp32. One that disagrees is dropped for that kind, and the log says so.
 """
@@ -78,15 +80,14 @@ class Chooser:
     ) -> None:
         """`wanted`: "auto", "reference" or the name of a kernel (layers that it cannot run go to the others).
 
-        `trials`: timings to choose by; without, and on GPUs, the order of `KERNELS` does. Raises ModelUnsupported for
-        an unknown name.
+        `trials`: timings to choose by, and to tell of. Raises ModelUnsupported for an unknown name.
         """
         self.device = device
         self.wants_reference = wanted == REFERENCE
         self._log = log
         self._candidates = _candidates(wanted)
-        self._may_race = wanted == AUTO
-        self._trials = trials if device.type == "cpu" and not self.wants_reference else None
+        self._may_race = wanted == AUTO and device.type == "cpu"
+        self._trials = None if self.wants_reference else trials
         self._uses: dict[tuple[str, str], _Use] = {}
         self._verdicts: dict[tuple[str, WeightSpec, int], bool] = {}
 
@@ -97,14 +98,15 @@ class Chooser:
             for kernel in self._candidates
             if kernel.supports(spec, rows, columns, self.device) and self._agrees(kernel, spec, columns)
         ]
-        timings = self._trials.timings(spec, rows, columns, fitting) if self._trials else {}
         kernel = fitting[0]
+        tried = fitting if self._may_race else list(dict.fromkeys((kernel, Dequantized)))
+        timings = self._trials.timings(spec, rows, columns, tried) if self._trials else {}
         if timings and self._may_race:
             fastest = min(fitting, key=lambda each: timings[each.name].typical)
             if timings[fastest.name].typical < CLEARLY * timings[kernel.name].typical:
                 kernel = fastest
         use = self._uses.setdefault((spec.label, kernel.name), _Use(kernel.operator))
-        use.add(rows, timings.get(kernel.name), timings.get(Dequantized.name))
+        use.add(rows / MOST_ROWS[self.device.type], timings.get(kernel.name), timings.get(Dequantized.name))
         return kernel
 
     def uses(self) -> tuple[KernelUse, ...]:
@@ -148,10 +150,11 @@ class _Use:
     own: Timing = NO_TIME
     reference: Timing = NO_TIME
 
-    def add(self, rows: int, own: Timing | None, reference: Timing | None) -> None:
+    def add(self, part: float, own: Timing | None, reference: Timing | None) -> None:
+        """One more layer, which is as tall as `part` of what was tried, or was tried whole."""
         self.layers += 1
         if own and reference:
-            scale = max(1.0, rows / MOST_ROWS)
+            scale = max(1.0, part)
             self.own = sum_timings((self.own, own.times(scale)))
             self.reference = sum_timings((self.reference, reference.times(scale)))
 

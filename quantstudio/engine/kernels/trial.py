@@ -7,7 +7,9 @@ weights do that. Heads of a hundred thousand rows are tried on some of their row
 What was measured is kept in the data folder, by processor, threads, torch and shape, so a model is tried once, and runs
 of one recipe choose alike; times taken while something else kept the processor are not believed. Small shapes are not
 tried: there the call costs more than the product.
-Only on the CPU: on a GPU a kernel's time without its graph says little about its time in it.
+
+On a GPU models write from a recorded graph, where a kernel waits for no call. So times are the GPU's own: the call is
+made while the GPU still walks through the buffer, and what is timed is what it then does.
 """
 
 from __future__ import annotations
@@ -34,15 +36,16 @@ PROMPT_ROWS = 128
 AT_LOAD_S = 0.8
 """Most that the trials may take while a model is loaded; shapes that are left over wait for the next time."""
 BEFORE_A_JOB_S = 20.0
-"""Likewise before a job of minutes or hours."""
+"""Likewise before a job of minutes or hours, and before a model is measured. GPU programs are compiled meanwhile."""
 SMALLEST = 1 << 18
 """Weights in the smallest matrix that is tried."""
-MOST_ROWS = 2048
-"""Taller weights are tried on so many of their rows."""
+MOST_ROWS = {"cpu": 2048, "cuda": 16384}
+"""Taller weights are tried on so many of their rows: enough to keep all of a GPU at work."""
 _TURNS = 8
 _DISTURBED = 2.0
 """When half of the products take this many times as long as the quickest, something else was at work."""
-_FLUSH_BYTES = 32 << 20
+_FLUSH_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+"""On a GPU this takes a quarter of a millisecond or more: longer than a call."""
 _MAX_FILE_BYTES = 4 << 20
 
 _Seconds = Annotated[float, Field(gt=0, lt=1000)]
@@ -91,10 +94,11 @@ class Candidate(Protocol):
 class Trials:
     """Timings of kernels on this machine, from the file or made now while `budget_s` seconds last."""
 
-    def __init__(self, budget_s: float = AT_LOAD_S, path: Path | None = None) -> None:
+    def __init__(self, device: torch.device, budget_s: float = AT_LOAD_S, path: Path | None = None) -> None:
         self._path = path or data_home() / "kernels.json"
         self._left = budget_s
-        self._machine = machine_key(torch.get_num_threads())
+        self._device = device
+        self._machine = machine_key(device)
         self._table = _read(self._path)
         self._changed = False
         self.seconds = 0.0
@@ -107,14 +111,14 @@ class Trials:
         """
         if rows * columns < SMALLEST:
             return {}
-        rows = min(rows, MOST_ROWS)
+        rows = min(rows, MOST_ROWS[self._device.type])
         key = f"{spec.label}, {rows} x {columns}"
         known = self._table.setdefault(self._machine, {}).get(key, {})
         if any(kernel.name not in known for kernel in kernels):
             if self.seconds >= self._left:
                 return {}
             started = time.perf_counter()
-            found, quiet = _time(spec, rows, columns, kernels)
+            found, quiet = _time(spec, rows, columns, kernels, self._device)
             self.seconds += time.perf_counter() - started
             if not quiet:
                 return {}
@@ -135,33 +139,41 @@ class Trials:
             return
 
 
-def machine_key(threads: int) -> str:
+def machine_key(device: torch.device) -> str:
     """What timings depend on beside scheme and shape."""
-    return f"{cpu_name()}, {threads} threads, torch {torch.__version__}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 @torch.inference_mode()
 def _time(
-    spec: WeightSpec, rows: int, columns: int, kernels: Sequence[Candidate]
+    spec: WeightSpec, rows: int, columns: int, kernels: Sequence[Candidate], device: torch.device
 ) -> tuple[dict[str, tuple[float, float]], bool]:
     """Kernel → seconds for one row and for a prompt, and whether the machine was quiet enough to believe them."""
-    weight = random_weight(spec, rows, columns, torch.device("cpu"))
+    weight = random_weight(spec, rows, columns, device)
     modules = {kernel.name: kernel(weight) for kernel in kernels}
-    one, prompt = random_input((1, columns), seed=0), random_input((PROMPT_ROWS, columns), seed=1)
-    flush = torch.zeros(_FLUSH_BYTES // 8, dtype=torch.int64)
+    one, prompt = (random_input((count, columns), seed=0).to(device) for count in (1, PROMPT_ROWS))
+    flush = torch.zeros(_FLUSH_BYTES[device.type] // 8, dtype=torch.int64, device=device)
+    seconds = _gpu_seconds if device.type == "cuda" else _seconds
     ones: dict[str, list[float]] = {name: [] for name in modules}
     prompts: dict[str, list[float]] = {name: [] for name in modules}
     for turn in range(_TURNS + 1):
         for name, module in modules.items():
             flush.add_(1)
-            ones[name].append(_seconds(module, one))
+            ones[name].append(seconds(module, one))
             if turn % 2 == 0:
-                prompts[name].append(_seconds(module, prompt))
+                if device.type == "cuda":
+                    flush.add_(1)
+                prompts[name].append(seconds(module, prompt))
+    del weight, modules, flush
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     # The first of each is a warm-up. The least: whatever disturbs a product makes it longer.
-    least = {name: (min(ones[name][1:]), min(prompts[name][1:])) for name in modules}
-    typical = {name: (median(ones[name][1:]), median(prompts[name][1:])) for name in modules}
+    least = {name: (min(ones[name][1:]), min(prompts[name][1:])) for name in ones}
+    typical = {name: (median(ones[name][1:]), median(prompts[name][1:])) for name in ones}
     return least, all(
-        usual < _DISTURBED * best for name in modules for usual, best in zip(typical[name], least[name], strict=True)
+        usual < _DISTURBED * best for name in ones for usual, best in zip(typical[name], least[name], strict=True)
     )
 
 
@@ -169,6 +181,16 @@ def _seconds(module: torch.nn.Module, x: torch.Tensor) -> float:
     started = time.perf_counter()
     module(x)
     return max(time.perf_counter() - started, 1e-9)
+
+
+def _gpu_seconds(module: torch.nn.Module, x: torch.Tensor) -> float:
+    """What the GPU needs, from when it gets there to when it is done."""
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    module(x)
+    ended.record()
+    ended.synchronize()
+    return max(began.elapsed_time(ended) / 1e3, 1e-9)
 
 
 def _read(path: Path) -> _Table:

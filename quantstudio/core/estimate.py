@@ -160,6 +160,7 @@ def estimate(
         *_measure_problems(info, recipe),
         *_device_problems(recipe, machine),
         *_spread_problems(recipe, machine),
+        *_compile_problems(recipe, machine),
     ]
     return replace(costs, problems=tuple(problems))
 
@@ -346,6 +347,12 @@ def _spread_problems(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
         yield _error("machine.gpus", text, f"Set the number of GPUs to {machine.gpus} or fewer.", RecipeError)
     elif method.batch_sequences % wanted:
         yield _error("method.batch_sequences", *undivided(method.batch_sequences, wanted), RecipeError)
+
+
+def _compile_problems(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
+    if recipe.machine.compile and (recipe.machine.device == "cpu" or not machine.gpu):
+        text = "Models are only compiled for NVIDIA GPUs. This run goes on without."
+        yield Problem("machine.compile", text, Level.WARNING)
 
 
 def _error(field: str, text: str, hint: str, kind: type[QuantStudioError]) -> Problem:

@@ -55,7 +55,8 @@ class Observation:
 
 def kind_of(recipe: Recipe) -> str:
     """Which runs a run is like, as far as its costs go."""
-    return f"{recipe.method.kind}, {'measured' if recipe.measure.enabled else 'not measured'}"
+    compiled = ", compiled" if recipe.machine.compile else ""
+    return f"{recipe.method.kind}, {'measured' if recipe.measure.enabled else 'not measured'}{compiled}"
 
 
 def read_observations(runs_home: Path) -> list[Observation]:

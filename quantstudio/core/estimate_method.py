@@ -15,15 +15,7 @@ from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_data import FileData, FolderData, HubData, OwnPrompts
-from quantstudio.core.recipe_method import (
-    NEEDS_DATA,
-    STEP_TOKENS,
-    Awq,
-    FineTune,
-    Gptq,
-    Qat,
-    begins_calibrated,
-)
+from quantstudio.core.recipe_method import NEEDS_DATA, STEP_TOKENS, Awq, FineTune, Gptq, Qat
 from quantstudio.core.recipe_precision import TARGETS
 from quantstudio.core.working_memory import (
     CALIBRATING_LIBRARIES,
@@ -54,7 +46,7 @@ def method_memory(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, free:
     needs = [reading_memory(recipe)]
     if isinstance(method, Qat | FineTune):
         needs.append(kept + training_memory(info, plan, recipe, free - kept))
-    if not isinstance(method, Qat) or begins_calibrated(method, recipe.scheme.weight_spec().bits):
+    if not isinstance(method, Qat) or recipe.begins_calibrated:
         needs.append(kept + calibration_memory(info, plan, recipe))
     return max(needs)
 
@@ -79,7 +71,7 @@ def method_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
     method, weights = recipe.method, info.parameters
     rate = TRAIN_FLOPS_PER_CORE * _cores(recipe, machine)
     calibration = CALIBRATE_FLOPS * weights * _calibration_tokens(recipe) / rate
-    alone = isinstance(method, Qat) and not begins_calibrated(method, recipe.scheme.weight_spec().bits)
+    alone = isinstance(method, Qat) and not recipe.begins_calibrated
     seconds = calibration if method.kind in NEEDS_DATA and not alone else 0.0
     if isinstance(method, Qat | FineTune):
         student = kept_part(info, recipe).parameters

@@ -53,3 +53,8 @@ def converted_cache() -> Path:
     """Models that came as pickles, converted to safetensors; laid out like the Hugging Face cache, which must not be
     given contents that the Hub does not have."""
     return data_home() / "converted"
+
+
+def compiled_cache() -> Path:
+    """Programs that torch.compile has made for this machine; may be deleted at any time."""
+    return data_home() / "compiled"

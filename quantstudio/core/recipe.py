@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from quantstudio.core.humanize import plural
 from quantstudio.core.recipe_data import DataSection
-from quantstudio.core.recipe_method import METHOD_LABELS, METHOD_NAMES, Gptq, Method, Qat, RoundToNearest
+from quantstudio.core.recipe_method import LEARNED_BELOW, METHOD_LABELS, METHOD_NAMES, Gptq, Method, Qat, RoundToNearest
 from quantstudio.core.recipe_precision import PRECISION_LABELS, Precision, Uniform
 from quantstudio.core.schemes import W3A16, W4A16, W8A16, Scheme
 from quantstudio.core.section import ADVANCED, Section
@@ -258,6 +258,15 @@ class MachineSection(Section):
         "what is learnt stays the same. The sequences in a step must divide among them. All other work uses one GPU.",
         json_schema_extra=ADVANCED,
     )
+    compile: bool = Field(
+        default=False,
+        title="Compile",
+        description="Let torch write programs for this model and this GPU. A training (QAT, or a fine-tune) takes "
+        "about half the time with it, and models outside of the Llama family write faster. Making the programs takes "
+        "up to a minute; they are kept on the disk, so that the next time is shorter. Needs an NVIDIA GPU and triton, "
+        "which torch brings along on Linux; elsewhere, and where it fails, the run says so and goes on without.",
+        json_schema_extra=ADVANCED,
+    )
     threads: int = Field(
         default=0,
         ge=0,
@@ -392,6 +401,17 @@ class Recipe(Section):
         kept = self.method.keep_layers if isinstance(self.method, Qat) else 0
         name = " ".join(filter(None, (self.scheme.weight_spec().label, mixed, METHOD_NAMES[self.method.kind])))
         return f"{name}, first {plural(kept, 'layer')}" if kept else name
+
+    @property
+    def begins_calibrated(self) -> bool:
+        """Whether training starts from what GPTQ chose: QAT of all weights of all layers, where scales learn.
+
+        Not LoRA: its sum starts as the original's weights, and GPTQ's codes are those of other weights, shifted to make
+        up for each other. Begun there, the adapter would belong to weights that nobody has.
+        """
+        method = self.method
+        everything = isinstance(method, Qat) and method.train == "all" and not method.keep_layers
+        return everything and self.scheme.weight_spec().bits < LEARNED_BELOW
 
 
 class Preset(StrEnum):

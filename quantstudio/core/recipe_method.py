@@ -235,14 +235,6 @@ PRESET_STEPS = {"quick": 50, "better": 200, "best": 800}
 """Steps that belong to 'How long'."""
 STEP_TOKENS = 8192
 """Tokens that a step sees unless the recipe says otherwise."""
-
-
-def begins_calibrated(method: AnyMethod, bits: int) -> bool:
-    """Whether training starts from what GPTQ chose: QAT of all weights of all layers, where scales learn."""
-    everything = isinstance(method, Qat) and method.train == "all" and not method.keep_layers
-    return everything and bits < LEARNED_BELOW
-
-
 NEEDS_DATA = frozenset({"gptq", "awq", "smoothquant", "qat", "finetune_gptq"})
 """Methods that read the recipe's data section."""
 METHOD_NAMES = {

@@ -39,12 +39,18 @@ def interrupted_by(cancel: threading.Event | None, model: nn.Module) -> Iterator
 
 @contextmanager
 def checked(model: nn.Module, check: Callable[[], None]) -> Iterator[None]:
-    """Call `check`, which may raise, before each layer of every pass in the body, and before each layer's gradients."""
+    """Call `check`, which may raise, before each layer of every pass in the body, and before each layer's gradients.
+
+    Lists of layers inside a compiled layer are left out: what a program does not compute is no part of it.
+    """
 
     def before(_module: nn.Module, _inputs: object) -> None:
-        check()
+        if not torch.compiler.is_compiling():
+            check()
 
     def after(_module: nn.Module, _inputs: object, output: object) -> None:
+        if torch.compiler.is_compiling():
+            return
         first = output[0] if isinstance(output, tuple) else output
         if isinstance(first, torch.Tensor) and first.requires_grad:
             first.register_hook(lambda _gradient: check())

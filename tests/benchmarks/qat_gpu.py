@@ -3,6 +3,8 @@
     python tests/benchmarks/qat_gpu.py OUT w4 w4a8 w3 w2        the ladder on the starter model, by scheme
     python tests/benchmarks/qat_gpu.py OUT tune                 learning rates, judged on held-out training text only
     python tests/benchmarks/qat_gpu.py OUT cost lora big        step time and memory on 0.5B and 1.5B shapes
+    python tests/benchmarks/qat_gpu.py OUT run                  whole trainings of a 0.5B shape, compiled and not;
+                                                                --train lora, --gpus 2, --run-steps 12
 
 Each part prints a table and writes OUT/PART.json. The ladder is scored as a run scores its result: windows of
 evaluation.txt, which nothing here learns from; "recovered" is the share of the perplexity gap between the original and
@@ -14,6 +16,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +35,7 @@ from quantstudio.core.paths import resources
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import MachineSection, MeasureSection, Recipe
 from quantstudio.core.recipe_data import DataSection
-from quantstudio.core.recipe_method import Gptq, Qat
+from quantstudio.core.recipe_method import STEP_TOKENS, FineTune, Gptq, Qat
 from quantstudio.core.schemes import W2A16, W3A16, W4A8, W4A16
 from quantstudio.engine.architecture import inspect_architecture
 from quantstudio.engine.chosen import Chosen
@@ -319,8 +324,72 @@ def replace_trials(options: argparse.Namespace, trials: int) -> argparse.Namespa
     return argparse.Namespace(**vars(options) | {"trials": trials})
 
 
+def run(out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Whole trainings as a run does them, each in a process of its own; compiled ones share what is on the disk."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as home:
+        shaped(options.shape, Path(home))
+        gc.collect()
+        _cuda(torch.cuda.empty_cache)()
+        for label, more in (
+            ("QAT", []),
+            ("QAT, compiled", ["--compiled"]),
+            ("QAT, compiled again", ["--compiled"]),
+            ("fine-tune, compiled", ["--compiled", "--no-rounding"]),
+        ):
+            command = [sys.executable, __file__, home, "once", "--shape", options.shape, "--device", options.device,
+                       "--train", options.train, "--gpus", str(options.gpus), "--run-steps", str(options.run_steps),
+                       *more]  # fmt: skip
+            done = subprocess.run(command, env=os.environ | {"QUANTSTUDIO_HOME": home}, check=False)
+            if done.returncode:
+                print(f"| {label} | failed with exit status {done.returncode} |", flush=True)
+                continue
+            found[label] = json.loads((Path(home) / "once.json").read_text(encoding="utf-8"))
+    print(f"\n| {options.shape}, {options.train} | step | of QAT | peak | of QAT | loss at the end | said |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for label, own in found.items():
+        base = found.get("QAT", own)
+        print(f"| {label} | {own['seconds']:.3f} s | {own['seconds'] / base['seconds']:.2f}x | "
+              f"{own['peak'] / 1e9:.2f} GB | {own['peak'] / max(1, base['peak']):.2f}x | {own['losses'][-1]:.5f} | "
+              f"{' '.join(own['said'])} |", flush=True)  # fmt: skip
+    return found
+
+
+def once(out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One training of a model that lies in OUT; a part of `run`."""
+    from types import SimpleNamespace
+
+    from quantstudio.engine.train.run import train_weights
+
+    info = read_model_info(out / options.shape)
+    more = {"steps": options.run_steps, "evaluations": 1, "train": options.train, "loss": "distil"}
+    method = FineTune(**more) if options.no_rounding else Qat(**more)
+    machine = MachineSection(device=options.device, compile=options.compiled, gpus=options.gpus)
+    recipe = Recipe(scheme=SCHEMES["w4"], method=method, machine=machine)
+    ids = torch.randint(0, 1000, (64, LENGTH), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    data: Any = SimpleNamespace(training=ids[8:], training_mask=mask[8:], held_out=ids[:8], held_out_mask=mask[:8])
+    said: list[str] = []
+    listener = Listener("once")
+
+    def sink(message: protocol.Message) -> None:
+        listener(message)
+        if isinstance(message, protocol.Notice) and "compiled" in message.text:
+            said.append(message.text)
+
+    with tempfile.TemporaryDirectory(dir=out) as work:
+        train_weights(info, make_plan(info, recipe), recipe, Path(work), data, Reporter(sink))
+    rates = [value for _, value in listener.metrics["train/tokens_per_s"]]
+    return {
+        "seconds": STEP_TOKENS / float(np.median(rates[2:])),
+        "peak": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "losses": [value for _, value in listener.metrics["train/loss"]],
+        "said": said,
+    }
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
-    "tune": tune, "cost": cost, "lora": lora, "big": big,
+    "tune": tune, "cost": cost, "lora": lora, "big": big, "run": run, "once": once,
 }  # fmt: skip
 
 
@@ -347,6 +416,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--big-shape", default="1.5B", choices=SHAPES)
     parser.add_argument("--micro", type=int, default=8)
     parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--train", default="all", choices=("all", "lora"), help="of run")
+    parser.add_argument("--gpus", type=int, default=1, help="of run")
+    parser.add_argument("--run-steps", type=int, default=12)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-rounding", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--cases",
         nargs="+",

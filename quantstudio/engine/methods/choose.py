@@ -10,7 +10,7 @@ from quantstudio.core.errors import ModelUnsupported
 from quantstudio.core.model_info import ModelInfo
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import Recipe
-from quantstudio.core.recipe_method import Gptq, begins_calibrated
+from quantstudio.core.recipe_method import Gptq
 from quantstudio.core.run_store import WORK
 from quantstudio.engine.reporter import Reporter
 
@@ -32,13 +32,9 @@ _PHASES_OF = {
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
     """The phases of a run, out of `PHASES`, that come before its model is written."""
-    if _begins_calibrated(recipe):
+    if recipe.begins_calibrated:
         return (DATA, CALIBRATE, TRAIN)
     return _PHASES_OF.get(recipe.method.kind, ())
-
-
-def _begins_calibrated(recipe: Recipe) -> bool:
-    return begins_calibrated(recipe.method, recipe.scheme.weight_spec().bits)
 
 
 def prepare_text(recipe: Recipe, folder: Path, run_folder: Path, reporter: Reporter) -> PreparedData:
@@ -85,7 +81,7 @@ def choose_weights(
     from quantstudio.engine.memory import give_back_freed_memory
 
     trained = None
-    if _begins_calibrated(recipe):  # most of the loss is won back before the first step
+    if recipe.begins_calibrated:  # most of the loss is won back before the first step
         enter(CALIBRATE)
         gptq = recipe.model_copy(update={"method": Gptq()})
         choose(info, plan, gptq, run_folder / WORK, data.calibration, reporter)

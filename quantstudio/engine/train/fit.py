@@ -45,6 +45,20 @@ def fit(lesson: Lesson, batch: int, length: int, checkpointing: str, device: str
     raise _too_large()
 
 
+def fits_still(lesson: Lesson, micro: int, length: int, recompute: bool, device: str) -> bool:  # noqa: FBT001
+    """Give two micro-batches, of which nothing is kept, and say whether what they needed is there; on a CPU it is.
+
+    Where several processes train, every one must call this, and all get the same.
+    """
+    if device != "cuda":
+        _two_lessons(lesson, micro, length, device)
+        return True
+    if not group.together():
+        return _fits_gpu(lesson, micro, length, recompute)
+    room = -group.largest(-_room())[0]
+    return _tried(lesson, micro, length, recompute=recompute) < room
+
+
 def _too_large() -> OutOfMemory:
     return OutOfMemory(
         "The memory does not suffice to train this model.",
@@ -135,19 +149,25 @@ def _room() -> float:
 def _needed(lesson: Lesson, micro: int, length: int, recompute: bool) -> float:  # noqa: FBT001
     """Bytes at the peak of a step with such micro-batches, found by trying."""
     set_recompute(lesson, recompute)
-    lesson.train()
     trained = sum(own(value).numel() for value in lesson.parameters() if value.requires_grad)
     torch.cuda.reset_peak_memory_stats()
     try:
-        ids = torch.zeros(micro, length, dtype=torch.int64, device="cuda")
-        # Twice: with the gradients of one micro-batch there, as when they are accumulated.
-        for _ in range(2):
-            lesson(ids, ids)[0].backward()
+        _two_lessons(lesson, micro, length, "cuda")
         return torch.cuda.max_memory_allocated() + _ADAM_BYTES * trained
     finally:
-        lesson.zero_grad(set_to_none=True)
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _two_lessons(lesson: Lesson, micro: int, length: int, device: str) -> None:
+    """Two micro-batches, the second with the gradients of the first there, as when they are accumulated."""
+    lesson.train()
+    ids = torch.zeros(micro, length, dtype=torch.int64, device=device)
+    try:
+        for _ in range(2):
+            lesson(ids, ids)[0].backward()
+    finally:
+        lesson.zero_grad(set_to_none=True)
 
 
 def _fits_cpu(lesson: Lesson, micro: int, length: int, recompute: bool) -> bool:  # noqa: FBT001

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from quantstudio.core.humanize import human_bytes
 from quantstudio.core.model_info import ModelInfo, read_model_info
 from quantstudio.core.plan import QuantizationPlan, make_plan
 from quantstudio.core.recipe import Recipe
-from quantstudio.core.recipe_method import LEARNED_BELOW, FineTune, Qat, begins_calibrated
+from quantstudio.core.recipe_method import LEARNED_BELOW, FineTune, Qat
 from quantstudio.core.run_store import WORK
 from quantstudio.engine.architecture import Architecture, inspect_architecture
 from quantstudio.engine.calibrate import CHOSEN as CALIBRATED
@@ -36,6 +36,7 @@ from quantstudio.engine.reporter import Reporter, silent
 from quantstudio.engine.train import group
 from quantstudio.engine.train.adapter import save_adapter
 from quantstudio.engine.train.checkpoints import Checkpoints, TrainingState
+from quantstudio.engine.train.compiled import compiled
 from quantstudio.engine.train.crew import Task, crew, gpus_of
 from quantstudio.engine.train.data import Lessons, Passages, labelled
 from quantstudio.engine.train.evaluate import held_out_score, weights_shown
@@ -96,6 +97,8 @@ class Course:
     """Asked before each layer of every pass; raises what ends the training."""
     begin: Chosen | None
     """What GPTQ chose, where the student starts from that."""
+    compile: bool
+    """Whether the person asked for torch.compile."""
 
     def student(self) -> Student:
         """A student that has learnt nothing yet, on the codes that it begins with."""
@@ -217,12 +220,12 @@ def _course(order: Order, reporter: Reporter, check: Callable[[], None], gpus: i
         reporter=reporter,
         check=check,
         begin=begin,
+        compile=recipe.machine.compile,
     )
 
 
 def _beginning(recipe: Recipe, work: Path) -> Chosen | None:
-    fits = begins_calibrated(recipe.method, recipe.scheme.weight_spec().bits)
-    return Chosen(work / CALIBRATED) if fits and (work / CALIBRATED).is_dir() else None
+    return Chosen(work / CALIBRATED) if recipe.begins_calibrated and (work / CALIBRATED).is_dir() else None
 
 
 def _attempts(course: Course, checkpoints: Checkpoints) -> None:
@@ -283,7 +286,9 @@ def _attempt(course: Course, student: Student, lesson: Lesson, place: Place) -> 
     follower = Follower(judge, settings, course.reporter, tokens, events)
     lessons = Lessons(data.training, data.training_mask, settings.steps * settings.batch, settings.seed)
     trainer = QatTrainer(lesson, lessons, settings, place, [follower])
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    length = data.training.shape[1]
+    with compiled(lesson, teacher, length, place, course.reporter) if course.compile else nullcontext():
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
 def _reference(course: Course) -> None:

@@ -66,9 +66,11 @@ def train(tiny_folder: Path, tmp_path: Path, data: Data) -> Callable[..., Ran]:
         folder: str = "run",
         listen: Callable[[protocol.Message], None] | None = None,
         processes: int = 0,
+        compiled: bool = False,
         **more,
     ):
-        recipe = Recipe(method=method, scheme=scheme, machine=MachineSection(device="cpu"), **more)
+        machine = MachineSection(device="cpu", compile=compiled)
+        recipe = Recipe(method=method, scheme=scheme, machine=machine, **more)
         info = read_model_info(tiny_folder)
         messages: list[protocol.Message] = []
 

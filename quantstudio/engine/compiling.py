@@ -1,0 +1,89 @@
+"""torch.compile where a recipe asks for it: whether it can be done here, and where its programs are kept.
+
+What is compiled decides elsewhere: blocks of a training (`train.compiled`) and the step of an answer (`cuda_graph`).
+A model that cannot be compiled runs as it always does, and whoever asked for it is told why.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from quantstudio.core.errors import Cancelled, QuantStudioError
+from quantstudio.core.paths import compiled_cache
+from quantstudio.engine.failures import is_out_of_memory, without_secrets
+
+BACKEND = "inductor"
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Triton's own cache lies in there, too."""
+_LONGEST_REASON = 300
+
+
+def why_not(device: str) -> str:
+    """Why nothing can be compiled for this device, in a person's words; empty when it can."""
+    from torch.utils._triton import has_triton
+
+    if device != "cuda":
+        return "torch writes faster programs for NVIDIA GPUs only."
+    return "" if has_triton() else "torch comes without triton on this system, or its compiler does not know this GPU."
+
+
+def keep_programs() -> None:
+    """Let torch keep what it compiles under the data home, and find it there again. What the person has set stays."""
+    if _CACHE not in os.environ:
+        folder = compiled_cache()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies in there is run
+        os.environ[_CACHE] = str(folder)
+
+
+def was_kept() -> bool:
+    """Whether this process has found everything on the disk that it needed compiled since `forget_counts`."""
+    counts = _counts()
+    return counts["fxgraph_cache_hit"] > 0 and not counts["fxgraph_cache_miss"]
+
+
+def forget_counts() -> None:
+    """Start counting anew for `was_kept`."""
+    _counts().clear()
+
+
+def _counts() -> dict[str, int]:
+    from torch._dynamo.utils import counters
+
+    found: dict[str, int] = counters["inductor"]
+    return found
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether the exception may be torch.compile's, and not a wish to stop or a lack of memory."""
+    return not isinstance(error, Cancelled | QuantStudioError) and not is_out_of_memory(error)
+
+
+def reason(error: BaseException) -> str:
+    """What has failed, as one line for a notice."""
+    error = getattr(error, "inner_exception", error)  # torch puts its own around what it met
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = without_secrets(f"{type(error).__name__}: {first}".rstrip(": ."))
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
+
+
+@contextmanager
+def settings_for_training() -> Iterator[None]:
+    """How blocks that train are compiled in the body.
+
+    - Their gradients' programs are made at once, so that every failure shows before anything has been learnt.
+    - Equal computations in the forward and the backward pass stay two. Else the rounded weight, which the backward
+      pass makes again (`grid`), would be kept from the forward pass: two bytes for each weight of the model.
+    - A model has more kinds of blocks, in more ways of running, than the eight that torch allows one piece of code.
+    """
+    from torch._dynamo import config as tracing
+    from torch._functorch import config as differentiating
+
+    with (
+        warnings.catch_warnings(action="ignore"),  # torch's, of its own ways
+        tracing.patch(recompile_limit=64),
+        differentiating.patch(cse=False, force_non_lazy_backward_lowering=True),
+    ):
+        yield

@@ -1,0 +1,163 @@
+"""Trainings whose blocks are compiled: what is learnt, what is said, and what is left when compiling fails."""
+
+import math
+import os
+
+import pytest
+import torch
+from torch._dynamo.backends.debugging import aot_eager
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from quantstudio.core import protocol
+from quantstudio.core.errors import Cancelled
+from quantstudio.core.recipe_method import FineTune, Qat
+from quantstudio.core.schemes import W2A16, W4A8
+from quantstudio.engine import compiling
+from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.train.group import Seat, joined, open_store
+
+SCHEME = W2A16(group_size=32)
+METHOD = Qat(steps=4, batch_sequences=4, evaluations=2, learning_rate=2e-3)
+SAID = "The model was compiled"
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch, tmp_path):
+    """Programs are made on this CPU, too, and kept in a folder of the test."""
+    monkeypatch.setattr(compiling, "why_not", lambda device: "")
+    monkeypatch.setenv("QUANTSTUDIO_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list[torch.fx.GraphModule]:
+    """What was given to the compiler, which runs it as it is: everything but the writing of programs is torch's."""
+    found = []
+
+    def backend(graph, inputs):
+        found.append(graph)
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    return found
+
+
+def losses(ran) -> list[float]:
+    return [value for _, value in ran.metric("train/loss")]
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme"),
+    [
+        (METHOD, SCHEME),
+        (METHOD.model_copy(update={"train": "lora", "loss": "mixed"}), W4A8(group_size=32)),
+        (METHOD.model_copy(update={"gradient_checkpointing": "on"}), SCHEME),
+        (FineTune(steps=4, batch_sequences=4, evaluations=2, learning_rate=1e-3), SCHEME),
+    ],
+    ids=["all", "lora", "recomputed", "fine-tune"],
+)
+def test_compiled_blocks_learn_what_others_learn(train, graphs, method, scheme):
+    plain = train(method, scheme, "plain")
+    assert not graphs
+    ran = train(method, scheme, "compiled", compiled=True)
+    # One program for the student's blocks, one for the teacher's; under LoRA the first block's input needs no gradient.
+    assert 1 <= len(graphs) <= 3
+    # The same operators in the same order: what differs is nothing, or the order of sums in gradients.
+    assert losses(ran) == pytest.approx(losses(plain), rel=1e-4)
+    assert [value for _, value in ran.metric("eval/loss")] == pytest.approx(
+        [value for _, value in plain.metric("eval/loss")], rel=1e-4
+    )
+    assert [text for text in ran.notices() if text.startswith(SAID)]
+    assert any(message.detail.startswith("Compiling") for message in ran.messages if message.type == "progress")
+
+
+def test_what_cannot_be_compiled_is_trained_as_usual_and_said(train, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler was found\nbecause this one is broken")
+
+    monkeypatch.setattr(compiling, "BACKEND", broken)
+    ran = train(METHOD, SCHEME, "broken", compiled=True)
+    assert losses(ran) == losses(train(METHOD, SCHEME, "plain"))
+    (notice,) = [text for text in ran.notices() if "without being compiled" in text]
+    assert "no compiler was found" in notice
+    assert "\n" not in notice
+
+
+def test_gradients_that_cannot_be_compiled_are_known_before_the_first_step(train, monkeypatch):
+    from torch._dynamo.backends.common import aot_autograd
+
+    def broken(graph, inputs):
+        raise RuntimeError("gradients are too much for it")
+
+    monkeypatch.setattr(compiling, "BACKEND", aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=broken))
+    ran = train(METHOD, SCHEME, "broken", compiled=True)
+    assert losses(ran) == losses(train(METHOD, SCHEME, "plain"))
+    assert any("gradients are too much" in text for text in ran.notices())
+
+
+def test_where_nothing_can_be_compiled_this_is_said(train, monkeypatch):
+    monkeypatch.undo()
+    ran = train(METHOD.model_copy(update={"steps": 1, "evaluations": 1}), SCHEME, compiled=True)
+    assert any("without being compiled: torch writes faster programs for NVIDIA" in text for text in ran.notices())
+
+
+def test_a_nan_goes_back_with_new_blocks_compiled(train, graphs, monkeypatch):
+    from quantstudio.engine.train.trainer import QatTrainer
+
+    compute, spoiled = QatTrainer.compute_loss, []
+
+    def spoil(self, model, inputs, *args, **kwargs):
+        loss = compute(self, model, inputs, *args, **kwargs)
+        if self.state.global_step == 3 and not spoiled:
+            spoiled.append(1)
+            return loss * math.nan
+        return loss
+
+    monkeypatch.setattr(QatTrainer, "compute_loss", spoil)
+    ran = train(METHOD, SCHEME, compiled=True)
+    assert [step for step, _ in ran.metric("train/loss")] == [1, 2, 3, 3, 4]
+    assert len([text for text in ran.notices() if text.startswith(SAID)]) == 2
+
+
+def test_whether_to_stop_is_asked_between_compiled_blocks(train, graphs, monkeypatch):
+    asked, look = [], Reporter.check_cancel
+
+    def count(reporter):
+        asked.append(1)
+        look(reporter)
+
+    monkeypatch.setattr(Reporter, "check_cancel", count)
+    before = []
+
+    def listen(message: protocol.Message) -> None:
+        if isinstance(message, protocol.Metric) and message.name == "train/loss":
+            before.append(len(asked))
+            if message.step == 2:
+                monkeypatch.setattr(Reporter, "check_cancel", stop)
+
+    def stop(reporter):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        train(METHOD.model_copy(update={"evaluations": 1}), SCHEME, listen=listen, compiled=True)
+    assert before[1] - before[0] >= 6  # teacher, student, and the student's gradients, of two blocks each
+
+
+def test_blocks_in_shares_are_compiled(train, graphs):
+    """In a group of one: all that several processes do, but for what they hear from each other."""
+    store = open_store(1)
+    with joined(Seat(rank=0, count=1, port=store.port, device="cpu"), store):
+        shared = train(METHOD, SCHEME, "shared", compiled=True)
+    assert graphs
+    alone = train(METHOD, SCHEME, "alone")
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-3)
+
+
+def test_programs_are_kept_in_a_folder_of_the_person(train, graphs, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "was_kept", lambda: True)
+    ran = train(METHOD.model_copy(update={"steps": 1, "evaluations": 1}), SCHEME, compiled=True)
+    assert cache_dir() == str(tmp_path / "home" / "compiled")
+    assert (tmp_path / "home" / "compiled").stat().st_mode & 0o077 == 0 or os.name == "nt"
+    assert any("programs that were on the disk" in text for text in ran.notices())

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/against_llama_cpp.py --llama-python PYTHON [--trials 7] [--tokens 32] [--prompt 512]
         [--genai-python PYTHON --genai-model FOLDER]
+        [--openvino-python PYTHON --openvino-int4 FOLDER --openvino-int8 FOLDER]
 
 PYTHON belongs to an environment with `llama-cpp-python` and `gguf`, which this project does not depend on: they run in
 a process of their own, which writes the GGUF files (blocks, norms and biases of random numbers; embedding and head
@@ -11,7 +12,9 @@ of the ratio within one trial. Where other programs are running only the ratios 
 
 FOLDER is a model of the same shape that onnxruntime-genai's own builder has made (`python -m
 onnxruntime_genai.models.builder -i MODEL -o FOLDER -p int4 -e cpu --extra_options int4_accuracy_level=4`: groups of 32,
-the head in int4 too); it is timed likewise, in a process of the second PYTHON.
+the head in int4 too); it is timed likewise, in a process of the second PYTHON. For OpenVINO GenAI the folders are made
+by optimum-intel (`optimum-cli export openvino -m MODEL --task text-generation-with-past --weight-format int4
+--group-size 128 --sym --ratio 1.0 FOLDER`, and `--weight-format int8 --sym`; the head is int8 in both).
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ BESIDE = {
     "W8A16": "Q8_0",
     "W8A8": "Q8_0",
     "onnxruntime-genai, int4": "Q4_0",
+    "OpenVINO GenAI, int4 g128": "Q4_0",
+    "OpenVINO GenAI, int8": "Q8_0",
 }
 """Which of llama.cpp's formats each variant is compared with."""
 KINDS = ("Q4_0", "Q8_0")
@@ -148,6 +153,48 @@ GENAI_PROGRAM = textwrap.dedent(
     """
 )
 
+OPENVINO_PROGRAM = textwrap.dedent(
+    """
+    import json, statistics, sys, time
+    import numpy, openvino, openvino_genai
+    folder, threads, prompt, tokens = sys.argv[1], *map(int, sys.argv[2:5])
+    schedule = openvino_genai.SchedulerConfig()
+    schedule.enable_prefix_caching = False
+    schedule.cache_size = 1
+    schedule.max_num_batched_tokens = 2 * prompt
+    model = openvino_genai.LLMPipeline(folder, "CPU", scheduler_config=schedule, INFERENCE_NUM_THREADS=threads)
+    ids = numpy.random.default_rng(0).integers(0, 100_000, (1, prompt)).astype(numpy.int64)
+    inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
+    options = openvino_genai.GenerationConfig()
+    options.max_new_tokens = options.min_new_tokens = tokens + 1
+    options.ignore_eos, options.do_sample, options.stop_token_ids = True, False, {0}
+    options.set_eos_token_id(0)
+
+    class Stamps(openvino_genai.StreamerBase):
+        def __init__(self):
+            super().__init__()
+            self.times = [time.perf_counter()]
+
+        def write(self, token):
+            self.times.append(time.perf_counter())
+            return openvino_genai.StreamingStatus.RUNNING
+
+        def end(self):
+            pass
+
+    def trial():
+        stamps = Stamps()
+        model.generate(inputs, options, stamps)
+        times = stamps.times
+        steps = [later - earlier for earlier, later in zip(times[1:], times[2:])]
+        return times[1] - times[0], statistics.median(steps)
+
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(trial()), flush=True)
+    """
+)
+
 
 def main() -> None:
     options = _options()
@@ -156,9 +203,14 @@ def main() -> None:
         numbers = [str(options.threads), str(options.prompt), str(options.tokens)]
         theirs = [_start(options.llama_python, THEIR_PROGRAM, [folder, *numbers])]
         runs: dict[str, Callable[[], Trial]] = {kind: partial(_time_theirs, theirs[0], kind) for kind in KINDS}
-        if options.genai_model:
-            theirs.append(_start(options.genai_python, GENAI_PROGRAM, [options.genai_model, *numbers]))
-            runs[GENAI] = partial(_time_theirs, theirs[1], GENAI)
+        for name, python, program, model in (
+            (GENAI, options.genai_python, GENAI_PROGRAM, options.genai_model),
+            ("OpenVINO GenAI, int4 g128", options.openvino_python, OPENVINO_PROGRAM, options.openvino_int4),
+            ("OpenVINO GenAI, int8", options.openvino_python, OPENVINO_PROGRAM, options.openvino_int8),
+        ):
+            if model:
+                theirs.append(_start(python, program, [model, *numbers]))
+                runs[name] = partial(_time_theirs, theirs[-1], name)
         try:
             for process in theirs:
                 _answer(process)
@@ -181,6 +233,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--llama-python", required=True, help="Python with llama-cpp-python and gguf")
     parser.add_argument("--genai-python", default="", help="Python with onnxruntime-genai")
     parser.add_argument("--genai-model", default="", help="folder that its builder has made")
+    parser.add_argument("--openvino-python", default="", help="Python with openvino-genai")
+    parser.add_argument("--openvino-int4", default="", help="folder that optimum-intel has made")
+    parser.add_argument("--openvino-int8", default="", help="likewise, in int8")
     parser.add_argument("--trials", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=512)

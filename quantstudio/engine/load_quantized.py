@@ -24,9 +24,10 @@ from quantstudio.engine.kernels.registry import Chooser
 from quantstudio.engine.memory import trim_freed_memory
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.scratch import Scratch
 
-_TRIM_BYTES = 32 << 20
-"""Codes, one byte each, after which what they left behind goes back to the system."""
+_TRIM_BYTES = 128 << 20
+"""Codes, one byte each, after which what kernels left behind goes back to the system."""
 
 
 def load_quantized(
@@ -41,7 +42,7 @@ def load_quantized(
     model = empty_model(config)
     filler = _Filler(model, chooser)
     untrimmed = 0
-    for name, value in read_weights(folder):
+    for name, value in read_weights(folder, Scratch()):
         reporter.check_cancel()
         if isinstance(value, QuantizedWeight):
             filler.put_module(name, value)

@@ -25,6 +25,7 @@ import torch
 from quantstudio.core.disk import disk_problem
 from quantstudio.core.errors import ModelDamaged
 from quantstudio.core.model_files import INDEX, SINGLE_FILE, StoredTensor, read_header, weight_files
+from quantstudio.engine.scratch import Scratch
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -99,10 +100,11 @@ class CheckpointReader:
             self._open.close()
         self._open, self._open_path = None, None
 
-    def read(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
+    def read(self, name: str, scratch: Scratch | None = None) -> torch.Tensor:
+        """A whole tensor, which with `scratch` is valid only until the next is read there."""
         stored = self.tensors[name]
-        return self._read(name, 0, stored.nbytes).view(stored.shape)
+        buffer = scratch.empty("file", (stored.nbytes,), torch.uint8) if scratch else None
+        return self._read(name, 0, stored.nbytes, buffer).view(stored.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` (not included) as a matrix. A row is the last dimension, whatever comes before it."""
@@ -111,9 +113,9 @@ class CheckpointReader:
         row_bytes = columns * torch_dtype(stored.dtype, name).itemsize
         return self._read(name, start * row_bytes, (stop - start) * row_bytes).view(stop - start, columns)
 
-    def _read(self, name: str, offset: int, nbytes: int) -> torch.Tensor:
+    def _read(self, name: str, offset: int, nbytes: int, buffer: torch.Tensor | None = None) -> torch.Tensor:
         dtype = torch_dtype(self.tensors[name].dtype, name)
-        buffer = torch.empty(nbytes, dtype=torch.uint8)
+        buffer = torch.empty(nbytes, dtype=torch.uint8) if buffer is None else buffer
         view = buffer.numpy().data
         path = self.file_of[name]
         try:

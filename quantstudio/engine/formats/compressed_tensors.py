@@ -32,11 +32,12 @@ from typing import Any
 import torch
 
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
-from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, read_json_object
+from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, StoredTensor, read_json_object
 from quantstudio.core.model_parts import Part
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.safetensors_io import CheckpointReader, NewTensor
+from quantstudio.engine.scratch import Scratch
 
 QUANT_METHOD = "compressed-tensors"
 WORD_BITS = 32
@@ -161,27 +162,36 @@ def read_config(folder: Path) -> StoredScheme:
         return _read_scheme(folder, reader)
 
 
-def read_weights(folder: Path) -> Iterator[tuple[str, QuantizedWeight | torch.Tensor]]:
-    """Every weight of a folder, one at a time, in the order of the files.
+def read_weights(folder: Path, scratch: Scratch | None = None) -> Iterator[tuple[str, QuantizedWeight | torch.Tensor]]:
+    """Every weight of a folder, one at a time, in the order of the files, but the largest first.
 
+    Those are the embedding and the head. As read and as a kernel wants them they take the most memory, which should not
+    come on top of all the layers; and reading them leaves the lock of Python for long to the tokenizer, which needs it.
     A quantized module comes as (module name, QuantizedWeight), any other tensor as (its full name, Tensor). A tied head
     follows the embedding whose codes it uses, as a QuantizedWeight with the very same `codes` tensor.
+    With `scratch`, the codes of weights of fewer than 8 bits are valid only until the next weight is asked for.
     Raises what `read_config` raises; ModelDamaged when tensors contradict each other.
     """
     with CheckpointReader(folder) as reader:
         scheme = _read_scheme(folder, reader)
         done: set[str] = set()
-        for name in reader.tensors:
+        for name in _largest_first(reader.tensors):
             module = _module_of(name, scheme.specs)
             if module is None:
                 yield name, reader.read(name)
             elif module not in done and module not in scheme.shared:
                 done.add(module)
-                weight = _decode(reader, module, scheme.specs[module])
+                weight = _decode(reader, module, scheme.specs[module], scratch)
                 yield module, weight
                 for head in [head for head, table in scheme.shared.items() if table == module]:
                     scales = reader.read(f"{head}.weight_scale").to(torch.bfloat16)
                     yield head, QuantizedWeight(weight.codes, scales, None, scheme.specs[head])
+
+
+def _largest_first(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """Names in the order of the files, save that those of at least half the largest tensor's bytes come first."""
+    large = max((tensor.nbytes for tensor in tensors.values()), default=0) / 2
+    return sorted(tensors, key=lambda name: tensors[name].nbytes < large)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -197,20 +207,20 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return unsigned.reshape(-1).view(torch.int32).view(codes.shape[0], -1)[:, :words].contiguous()
 
 
-def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
-    """The opposite of `pack`: int8 `[rows, columns]`."""
+def unpack(packed: torch.Tensor, bits: int, columns: int, scratch: Scratch | None = None) -> torch.Tensor:
+    """The opposite of `pack`: int8 `[rows, columns]`, which of 4 bits lie in `scratch` if there is one."""
     unsigned = packed.reshape(-1).view(torch.uint8).view(packed.shape[0], -1)
-    if bits == 4:
-        unsigned = _unpack_nibbles(unsigned)
-    elif bits < 8:
-        unsigned = _unpack_bytes(unsigned, bits)
-    return (unsigned[:, :columns] - (1 << (bits - 1))).view(torch.int8)
+    if bits == 8:
+        return (unsigned[:, :columns] - 128).view(torch.int8)
+    unsigned = _unpack_nibbles(unsigned, scratch or Scratch()) if bits == 4 else _unpack_bytes(unsigned, bits)
+    return unsigned.sub_(1 << (bits - 1)).view(torch.int8)[:, :columns].contiguous()
 
 
-def _unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+def _unpack_nibbles(packed: torch.Tensor, scratch: Scratch) -> torch.Tensor:
     """Both halves of each byte as bytes, the lower first: by whole int16s, a third of the time of stacking them."""
-    wide = packed.to(torch.int16)
-    return (wide << 4).bitwise_and_(0xF00).bitwise_or_(wide.bitwise_and_(0xF)).view(torch.uint8)
+    wide, shifted = (scratch.empty(name, tuple(packed.shape), torch.int16) for name in ("codes", "shifted"))
+    torch.bitwise_left_shift(wide.copy_(packed), 4, out=shifted)
+    return wide.bitwise_or_(shifted).bitwise_and_(0x0F0F).view(torch.uint8)
 
 
 def _pack_bytes(unsigned: torch.Tensor, bits: int) -> torch.Tensor:
@@ -349,13 +359,13 @@ def _module_of(name: str, specs: Mapping[str, WeightSpec]) -> str | None:
     return module if module in specs and f".{leaf}" in SUFFIXES else None
 
 
-def _decode(reader: CheckpointReader, module: str, spec: WeightSpec) -> QuantizedWeight:
+def _decode(reader: CheckpointReader, module: str, spec: WeightSpec, scratch: Scratch | None = None) -> QuantizedWeight:
     scales = reader.read(f"{module}.weight_scale").to(torch.bfloat16)
     if f"{module}.weight_packed" in reader.tensors:
         rows, columns = _packed_shape(reader, module)
-        packed = reader.read(f"{module}.weight_packed")
+        packed = reader.read(f"{module}.weight_packed", scratch)
         _require(module, packed.dtype == torch.int32 and packed.shape == (rows, math.ceil(columns * spec.bits / 32)))
-        codes = unpack(packed, spec.bits, columns)
+        codes = unpack(packed, spec.bits, columns, scratch)
     else:
         codes = reader.read(f"{module}.weight")
         _require(module, codes.dtype == torch.int8 and codes.dim() == 2)

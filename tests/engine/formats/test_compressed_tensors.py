@@ -25,6 +25,7 @@ from quantstudio.engine.formats.compressed_tensors import (
 )
 from quantstudio.engine.methods.rtn import quantize_rtn
 from quantstudio.engine.safetensors_io import CheckpointWriter, NewTensor
+from quantstudio.engine.scratch import Scratch
 
 A8 = ActivationKind.INT8_TOKEN
 SPECS = [
@@ -148,6 +149,39 @@ def test_a_tied_head_comes_back_with_the_very_codes_of_its_embedding(tmp_path):
     assert [name for name, _ in found] == ["model.embed_tokens", "lm_head"]
     assert found[0][1].codes is found[1][1].codes
     assert torch.equal(found[1][1].scales, weight.scales)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_weights_read_into_one_scratch_are_right_one_after_the_other(tmp_path, bits):
+    spec = WeightSpec(bits, 32)
+    shapes = {"a": (41, 96), "b": (16, 64), "c": (64, 96)}
+    weights = {name: quantize_rtn(torch.randn(shape), spec) for name, shape in shapes.items()}
+    modules = [stored_module(name, spec, rows=rows, columns=columns) for name, (rows, columns) in shapes.items()]
+    folder = write_folder(tmp_path, modules, weights)
+    seen = []
+    for name, weight in read_weights(folder, Scratch()):
+        assert torch.equal(weight.codes, weights[name].codes)
+        assert torch.equal(weight.scales, weights[name].scales)
+        seen.append(name)
+    assert sorted(seen) == ["a", "b", "c"]
+
+
+def test_codes_of_8_bits_stay_whole_although_there_is_scratch(tmp_path):
+    spec = WeightSpec(8, None)
+    weights = {name: quantize_rtn(torch.randn(41, 96), spec) for name in "ab"}
+    modules = [stored_module(name, spec) for name in weights]
+    folder = write_folder(tmp_path, modules, weights)
+    found = dict(read_weights(folder, Scratch()))
+    assert all(torch.equal(found[name].codes, weights[name].codes) for name in weights)
+
+
+def test_the_largest_weights_come_first(tmp_path):
+    weight = quantize_rtn(random_weight(), WeightSpec(4, 32))
+    table = quantize_rtn(torch.randn(410, 96), INT8_PER_CHANNEL)
+    layers = [stored_module(f"model.layers.{number}", weight.spec) for number in range(2)]
+    head = stored_module("z_head", INT8_PER_CHANNEL, Part.HEAD, rows=410)
+    folder = write_folder(tmp_path, [*layers, head], {layer.module: weight for layer in layers} | {head.module: table})
+    assert [name for name, _ in read_weights(folder)] == ["z_head", "model.layers.0", "model.layers.1"]
 
 
 def test_kinds_of_weights_become_groups_that_the_library_accepts():

@@ -47,6 +47,22 @@ def test_int4_and_less_runs_every_group_of_32_fast_and_right(bits, group, symmet
     assert relative_error(CpuInt4, spec, columns, CPU) < 0.005
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_no_kernel_keeps_the_codes_of_fewer_than_8_bits(bits, symmetric):
+    # When a model is loaded, those of the next layer are read to the same place.
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    spec = WeightSpec(bits, 32, symmetric)
+    fitting = [kernel for kernel in registry.KERNELS if kernel.supports(spec, 64, 64, CPU)]
+    assert fitting
+    for kernel in fitting:
+        weight = weight_of(spec, 64, 64)
+        module = kernel(weight, None)
+        before = module(x)
+        weight.codes.zero_()
+        assert torch.equal(module(x), before)
+
+
 @pytest.mark.parametrize("columns", [16, 33, 72, 896])
 @pytest.mark.parametrize("kernel", [CpuInt8, CpuInt8Dynamic])
 def test_int8_runs_any_width(kernel, columns):

@@ -104,8 +104,8 @@ class _Training(Section):
     loss: Literal["distil", "cross_entropy", "mixed"] = Field(
         default="distil",
         title="Learn from",
-        description="The original model's probabilities for every word (distil), which wins back most; the next word "
-        "of the text alone (cross_entropy); or the mean of both (mixed).",
+        description="The original model's probabilities for every word, which wins back most; the next word of the "
+        "text alone; or the mean of both.",
         json_schema_extra={
             "labels": {"distil": "The original model", "cross_entropy": "The text alone", "mixed": "Both"}
         },
@@ -210,8 +210,8 @@ class FineTune(_Training):
     loss: Literal["distil", "cross_entropy", "mixed"] = Field(
         default="cross_entropy",
         title="Learn from",
-        description="cross_entropy: the next word of the text. An unrounded model that learns from its own original "
-        "has nothing to learn.",
+        description="The next word of the text alone. An unrounded model that learns from its own original has "
+        "nothing to learn.",
         json_schema_extra={
             "labels": {"distil": "The original model", "cross_entropy": "The text alone", "mixed": "Both"}
         },

@@ -16,10 +16,10 @@ NEAR_LIMIT = 0.6
 
 
 def speed_details(result: RunResult, original: Performance, quantized: Performance) -> Iterator[str]:
-    """The sentences that follow those on how many times faster or slower."""
+    """The sentences for those who want to know why: they follow all that says what was gained and lost."""
     yield conditions(quantized)
     if quantized.kernel_uses:
-        yield f"Runs on {'; '.join(kernel_words(use) for use in quantized.kernel_uses)}."
+        yield f"Kernels: {'; '.join(kernel_words(use) for use in quantized.kernel_uses)}."
     if share := bandwidth_share(quantized):
         yield (
             f"Each token reads {human_bytes(quantized.bytes_per_token)} of weights: {share * 100:.0f} % of what the "

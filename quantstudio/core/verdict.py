@@ -23,15 +23,16 @@ def verdict(result: RunResult) -> tuple[str, ...]:
     original, quantized = baseline(result), result.quantized
     if original and quantized:
         sentences += [_decode(original, quantized), _prompt(original, quantized), _memory(original, quantized)]
-        sentences += speed_details(result, original, quantized)
-        if result.other_engine:
-            sentences.append(engine_words(result.other_engine, quantized))
     if result.quality:
         sentences += _quality(result.quality, removed_layers=result.quantization.removed_layers)
     if result.kv_cache:
         sentences.append(kv_cache_cost(result.kv_cache))
     if result.original_first and result.original_last:
         sentences += _drift(result.original_first, result.original_last)
+    if original and quantized:
+        sentences += speed_details(result, original, quantized)
+        if result.other_engine:
+            sentences.append(engine_words(result.other_engine, quantized))
     if not quantized:
         sentences.append("Speed, memory and quality were not measured.")
     return tuple(sentences)

@@ -155,8 +155,8 @@ def test_lengths_kernels_and_the_limit_are_told(make_result):
     assert only(found, "Measured with").endswith(
         "a prompt of 512 tokens and an answer of 64, so at context lengths of 512 to 576, on the CPU with 2 threads."
     )
-    assert only(found, "Runs on") == (
-        "Runs on W4A16 g128: an_operator, 2.7× bf16 for one token, 0.56× for a prompt of 128 (a short trial here)."
+    assert only(found, "Kernels:") == (
+        "Kernels: W4A16 g128: an_operator, 2.7× bf16 for one token, 0.56× for a prompt of 128 (a short trial here)."
     )
     assert "Each token reads 1 MB of weights: 71 % of what the memory can deliver" in only(found, "Each token")
     assert "the output head in the bits of the layers" in only(found, "What would be faster")

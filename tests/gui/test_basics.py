@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from PySide6.QtWidgets import QVBoxLayout, QWidget
+from PySide6.QtWidgets import QDialog, QVBoxLayout, QWidget
 
 from quantstudio.gui.theme import apply_theme
 from quantstudio.gui.tokens import LIGHT
@@ -17,6 +17,7 @@ from quantstudio.gui.widgets.basics import (
     page_layout,
     wrapped,
 )
+from quantstudio.gui.widgets.grow import resize_around
 
 LONG = "Add a folder with config.json and .safetensors files, or drop one here. Models that other tools downloaded " * 2
 
@@ -92,3 +93,20 @@ def test_a_page_does_not_spread_over_a_huge_screen(qtbot):
     assert inside.width() == 1000
     page.resize(800, 600)
     assert inside.width() >= 800 - 2 * MARGIN - 1, "but takes what a small one has"
+
+
+def test_a_dialog_grows_around_its_middle_and_stays_on_the_screen(qtbot):
+    dialog = QDialog()
+    qtbot.addWidget(dialog)
+    room = dialog.screen().availableGeometry()
+    dialog.resize(200, 100)
+    dialog.show()
+    dialog.move(room.center().x() - 100, room.center().y() - 50)
+    middle = dialog.geometry().center()
+    resize_around(dialog, 400, 300)
+    assert (dialog.geometry().center() - middle).manhattanLength() <= 2, "half a pixel each way may be lost"
+    dialog.move(room.right() - 300, room.bottom() - 200)
+    resize_around(dialog, 500, 600)
+    assert room.contains(dialog.frameGeometry())
+    resize_around(dialog, room.width() + 500, room.height() + 500)
+    assert room.contains(dialog.frameGeometry())

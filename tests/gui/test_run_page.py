@@ -4,18 +4,19 @@ from collections import deque
 
 import pytest
 from PySide6.QtCore import Qt, QTimer, QUrl
-from PySide6.QtGui import QDesktopServices
+from PySide6.QtGui import QDesktopServices, QFont, QFontMetrics
 from PySide6.QtWidgets import QApplication, QLabel, QMessageBox
 
 from quantstudio.core import protocol
 from quantstudio.core.recipe import OutputSection, Recipe
+from quantstudio.core.run_lock import RunLock
 from quantstudio.core.run_state import MAX_LOG_LINES, RunState, Status, replay
-from quantstudio.core.run_store import RunHeader
+from quantstudio.core.run_store import EVENTS, RunHeader, create_run, read_header, write_header
 from quantstudio.gui.pages.run_page import RunPage
 from quantstudio.gui.widgets.run_detail import RunDetail
 from quantstudio.gui.widgets.run_list import listed_runs
 from quantstudio.gui.widgets.run_log import LogFold
-from quantstudio.gui.widgets.run_steps import StepState, steps_of
+from quantstudio.gui.widgets.run_steps import BESIDE_TITLE, StepState, steps_of
 from quantstudio.gui.widgets.run_words import detail_words, progress_words, when
 
 ERROR = protocol.Error(
@@ -291,3 +292,44 @@ def test_another_run_does_not_inherit_notices_and_charts(qtbot, make_result):
     detail.show_run(RunHeader(name="B", created=1.0), RunState())
     assert not detail.notices.isVisibleTo(detail)
     assert not detail._metric_charts
+
+
+def test_a_run_of_another_process_is_followed_and_offers_no_button_that_cannot_stop_it(runs, open_page, qtbot):
+    folder = create_run(runs, LONG)
+    write_header(folder, read_header(folder).model_copy(update={"status": Status.RUNNING}))
+    sent = [protocol.Hello(t=1.0, protocol=protocol.PROTOCOL_VERSION, version="", pid=1)]
+    sent += [protocol.Phase(t=2.0 + at, id=str(at), title=f"P{at}", index=at, total=4) for at in range(2)]
+    sent += [protocol.Log(t=5.0, level="info", text=f"line {number}") for number in range(5)]
+    with RunLock(folder):
+        write(folder, sent[:2])
+        page = open_page()
+        page._others.setInterval(20)
+        qtbot.waitUntil(lambda: bool(page.detail.state.phases), timeout=5000)
+        assert page.detail.elsewhere.isVisibleTo(page)
+        assert not page.detail.cancel.isVisibleTo(page)
+        at_first = len(page.detail.state.phases)
+        write(folder, sent)
+        qtbot.waitUntil(lambda: len(page.detail.state.phases) > at_first, timeout=5000)
+        assert page.detail.state.log == replay(sent).log, "nothing is taken in twice"
+        write(folder, [*sent, protocol.CancelledMessage(t=9.0)])
+        write_header(folder, read_header(folder).model_copy(update={"status": Status.CANCELLED}))
+    qtbot.waitUntil(lambda: page.detail.badge.text() == "Cancelled", timeout=5000)
+    qtbot.waitUntil(lambda: page.list.runs().runs[0].status is Status.CANCELLED, timeout=5000)
+    assert page.detail.stopped_card.isVisibleTo(page)
+
+
+def test_titles_of_steps_are_whole_beside_the_memory(qtbot):
+    detail = RunDetail()
+    qtbot.addWidget(detail)
+    detail.resize(700, 600)
+    phase = protocol.Phase(t=1.0, id="p", title="Measuring the original again", index=0, total=2)
+    detail.show_run(RunHeader(name="A", created=1.0), replay([phase]))
+    detail.show()
+    QApplication.processEvents()
+    bold = QFont(detail.steps.font())
+    bold.setBold(True)
+    assert detail.steps.width() >= QFontMetrics(bold).horizontalAdvance(phase.title) + BESIDE_TITLE
+
+
+def write(folder, messages):
+    (folder / EVENTS).write_bytes(b"".join(protocol.encode(message) for message in messages))

@@ -10,6 +10,8 @@ from quantstudio.core.errors import ModelDamaged, ModelNotFound, QuantStudioErro
 from quantstudio.core.hub import FileProblem, VerifyResult
 from quantstudio.core.jobs import VerifyJob
 from quantstudio.core.model_info import model_name, read_model_info
+from quantstudio.core.paths import starter_model
+from quantstudio.core.recipe import STARTER
 from quantstudio.core.verified import forget, is_checksum, is_verified, mark_verified, matches
 from quantstudio.engine.hub.answers import is_model_id
 from quantstudio.engine.hub.connection import Connection
@@ -82,6 +84,8 @@ def require_verified(folder: Path, reporter: Reporter) -> None:
 
 
 def _folder(job: VerifyJob, connection: Connection) -> Path:
+    if job.model == STARTER:
+        return starter_model()
     if is_model_id(job.model) and (found := local_snapshot(connection.cache, job.model, job.revision)):
         return found
     folder = Path(job.model).expanduser().absolute()

@@ -1,7 +1,8 @@
 """Runs: at work, waiting and finished, each with where it stands or what came out.
 
 Messages never repaint anything here. One timer looks at the chosen run ten times a second while something lives and
-the page is on screen; history is read from the run folders and replayed through the same reducer.
+the page is on screen; history is read from the run folders and replayed through the same reducer. A run that another
+process carries out (a terminal, the search for the best) is read again every second: it can be watched, not stopped.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from PySide6.QtWidgets import QDialog, QFrame, QHBoxLayout, QMessageBox, QStacke
 
 from quantstudio.core.contest_file import read_contest
 from quantstudio.core.errors import QuantStudioError
+from quantstudio.core.protocol import Message
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import load_recipe
-from quantstudio.core.run_state import RunState, replay
+from quantstudio.core.run_state import replay
 from quantstudio.core.run_store import MODEL, RECIPE, RunHeader, delete_run, list_runs, read_header, read_messages
 from quantstudio.gui.background import Latest
 from quantstudio.gui.context import AppContext
@@ -27,6 +29,8 @@ from quantstudio.gui.widgets.run_detail import RunDetail
 from quantstudio.gui.widgets.run_list import RunList, listed_runs
 
 LOOK_MS = 100
+OTHERS_MS = 1000
+"""How often what is at work in another process, such as a terminal's, is read again from its folder."""
 LIST_WIDTH = 252
 
 
@@ -38,10 +42,13 @@ class RunPage(QWidget):
         self.context = context
         self.headers: list[RunHeader] = []
         self.run_id = ""
+        self._followed, self._read_before = "", 0
         self.list, self.detail, self.banner = RunList(), RunDetail(), Banner()
         self.loader = Latest(self)
         self._timer = QTimer(self)
         self._timer.setInterval(LOOK_MS)
+        self._others = QTimer(self)
+        self._others.setInterval(OTHERS_MS)
         self._stack = QStackedWidget()
         self._lay_out()
         self._connect()
@@ -62,10 +69,14 @@ class RunPage(QWidget):
         super().showEvent(event)
         self.reload()
         self._look()
+        if self._is_elsewhere(self.run_id):
+            self._read()
+        self._others.start()
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802
         super().hideEvent(event)
         self._timer.stop()
+        self._others.stop()
 
     def _lay_out(self) -> None:
         start = button(
@@ -103,6 +114,7 @@ class RunPage(QWidget):
     def _connect(self) -> None:
         queue, detail = self.context.queue, self.detail
         self._timer.timeout.connect(self._look)
+        self._others.timeout.connect(self._look_at_others)
         queue.added.connect(lambda _: self.reload())
         queue.finished.connect(self._on_finished)
         queue.changed.connect(lambda _: self._wake())
@@ -212,6 +224,17 @@ class RunPage(QWidget):
         else:  # chosen just now, or it began: the queue gives a run its worker's state when it starts
             self.detail.show_run(self._header(self.run_id), state)
 
+    def _look_at_others(self) -> None:
+        """What other processes do with the runs: a chosen one is read again, and once more after its end."""
+        followed = self._is_elsewhere(self.run_id)
+        self.reload()
+        if followed:
+            self._read()
+
+    def _is_elsewhere(self, run_id: str) -> bool:
+        header = next((header for header in self.headers if header.id == run_id), None)
+        return header is not None and not header.status.final and self.context.queue.state(run_id) is None
+
     def _header(self, run_id: str) -> RunHeader:
         found = next((header for header in self.headers if header.id == run_id), None)
         return found or RunHeader(name=run_id, created=0.0, id=run_id)
@@ -236,13 +259,23 @@ class RunPage(QWidget):
         if self.context.queue.state(chosen) is not None:
             self._follow_live()
         else:
-            folder = self.folder()
-            self.loader.ask(lambda: (folder.name, read_header(folder), replay(read_messages(folder))))
+            self._read()
 
-    def _on_loaded(self, run_id: str, header: RunHeader, state: RunState) -> None:
-        if run_id != self.run_id:
+    def _read(self) -> None:
+        folder = self.folder()
+        self.loader.ask(lambda: (folder.name, read_header(folder), read_messages(folder)))
+
+    def _on_loaded(self, run_id: str, header: RunHeader, messages: list[Message]) -> None:
+        if run_id != self.run_id or self.context.queue.state(run_id) is not None:
             return
-        if not state.messages:
-            state.status = header.status
-        self.detail.show_run(header, state)
-        self.banner.say(header.damaged, "warning")
+        if self._followed == run_id and len(messages) >= self._read_before:
+            for message in messages[self._read_before :]:
+                self.detail.state.apply(message)
+            self.detail.refresh(header)
+        else:
+            state = replay(messages)
+            if not messages:
+                state.status = header.status
+            self.detail.show_run(header, state, elsewhere=self._is_elsewhere(run_id))
+            self.banner.say(header.damaged, "warning")
+        self._followed, self._read_before = run_id if self._is_elsewhere(run_id) else "", len(messages)

@@ -21,7 +21,7 @@ from quantstudio.gui.widgets.basics import GAP, SPACE, Banner, button, column, l
 from quantstudio.gui.widgets.bits_map import ROW, BitsMap
 from quantstudio.gui.widgets.bits_model import BitsModel
 from quantstudio.gui.widgets.bits_target import TargetBar
-from quantstudio.gui.widgets.grow import grow_to_fit
+from quantstudio.gui.widgets.grow import grow_to_fit, resize_around
 from quantstudio.gui.widgets.run_words import detail_words
 
 SIZE, SMALL, AROUND = (780, 680), (620, 170), 262
@@ -79,7 +79,7 @@ class BitsDialog(QDialog):
         self._show_prediction(first)
         rows = self.model.rowCount() * ROW
         self.map.setMinimumHeight(HEAD + min(rows, FEW_ROWS * ROW))
-        self.resize(SIZE[0], min(SIZE[1], AROUND + rows))
+        resize_around(self, SIZE[0], min(SIZE[1], AROUND + rows))
         self._show_state()
         grow_to_fit(self)  # a warning may have come with the first prediction
 

@@ -20,7 +20,7 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import SPACE, Banner, ElidedLabel, button, label, row
 from quantstudio.gui.widgets.contest_view import SIZE, ContestView
-from quantstudio.gui.widgets.grow import grow_to_fit
+from quantstudio.gui.widgets.grow import grow_to_fit, resize_around
 from quantstudio.gui.widgets.run_steps import StepBar, StepList, steps_of
 from quantstudio.gui.widgets.run_words import detail_words, progress_words
 
@@ -45,7 +45,7 @@ class ContestDialog(QDialog):
         call.setParent(self)
         self.recipe: Recipe | None = None
         self.setWindowTitle(tr("The best at this size"))
-        self.resize(*SMALL)
+        resize_around(self, *SMALL)
         self.what = ElidedLabel("", "heading")
         self.time_words = label("", "muted", wrap=True)
         self.problem, self.view = Banner(), ContestView()
@@ -76,7 +76,7 @@ class ContestDialog(QDialog):
             took = f"{tr('All of them together:')} {rough_seconds(seconds)} {tr('on this machine.')}"
             self.time_words.setText(f"{took} {steps}")
             self.problem.say("")
-            self.resize(*SMALL)
+            resize_around(self, *SMALL)
         self._show_state()
         self.show()
         self.activateWindow()
@@ -154,7 +154,7 @@ class ContestDialog(QDialog):
 
     def _on_answer(self, contest: Contest) -> None:
         self.view.show_contest(contest)
-        self.resize(*SIZE)
+        resize_around(self, *SIZE)
         self._show_state()
 
     def _on_failed(self, error: Error) -> None:
@@ -163,5 +163,5 @@ class ContestDialog(QDialog):
 
     def _start_over(self) -> None:
         self.view.contest = None
-        self.resize(*SMALL)
+        resize_around(self, *SMALL)
         self._show_state()

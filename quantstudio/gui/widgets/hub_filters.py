@@ -24,6 +24,8 @@ SORTS = (
     (Sort.MODIFIED, "Changed last"),
     (Sort.CREATED, "Newest"),
 )
+_SHARES = (6, 6, 5, 5, 5)
+"""How the fields share the width: "Up to any size" needs the most."""
 ACCESS = ((None, "Any access"), (False, "Open to all"), (True, "Gated"))
 
 
@@ -81,16 +83,17 @@ class HubFilters(QWidget):
         grid = QGridLayout()
         grid.setContentsMargins(0, 0, 0, 0)
         grid.setHorizontalSpacing(GAP)
-        fields = (self.author, self.smallest, self.largest, self.licence, self.family, self.access)
-        for place, field in enumerate(fields):
+        fields = (self.smallest, self.largest, self.licence, self.family, self.access)
+        for place, (field, share) in enumerate(zip(fields, _SHARES, strict=True)):
             grid.addWidget(field, 0, place)
-            grid.setColumnStretch(place, 1)
+            grid.setColumnStretch(place, share)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(GAP)
-        top = row(self.text, self.sort, self.search)
+        top = row(self.text, self.author, self.sort, self.search)
         top.setStretch(0, 4)
-        top.setStretch(1, 1)
+        top.setStretch(1, 2)
+        top.setStretch(2, 2)
         layout.addLayout(top)
         layout.addLayout(grid)
 

@@ -15,7 +15,7 @@ from quantstudio.core.protocol import Error
 from quantstudio.core.result import DataSummary
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import GAP, SPACE, Banner, ElidedLabel, button, label, row
-from quantstudio.gui.widgets.grow import grow_to_fit
+from quantstudio.gui.widgets.grow import grow_to_fit, resize_around
 from quantstudio.gui.widgets.preview_text import SequenceView, counts_wholly
 from quantstudio.gui.widgets.run_words import detail_words
 
@@ -34,7 +34,7 @@ class PreviewDialog(QDialog):
         self._call.setParent(self)
         self.preview: DataPreview | None = None
         self.setWindowTitle(tr("What the model will learn from"))
-        self.resize(*SMALL)
+        resize_around(self, *SMALL)
         self.source = ElidedLabel("", "heading")
         self.licence = label("", "muted")
         self.waiting = label("Reading the text…", "muted")
@@ -123,7 +123,7 @@ class PreviewDialog(QDialog):
             counted[sequence.split] = counted.get(sequence.split, 0) + 1
             self.pieces.addItem(f"{tr(_SPLITS[sequence.split])} {counted[sequence.split]}")
         self._body.show()
-        self.resize(*SIZE)
+        resize_around(self, *SIZE)
         self.pieces.setCurrentRow(0)
         self.pieces.setFocus(Qt.FocusReason.OtherFocusReason)
 

@@ -40,9 +40,10 @@ from quantstudio.gui.widgets.run_words import detail_words, progress_words, stat
 from quantstudio.gui.widgets.scroll_margin import keep_margin
 
 MAX_NOTICES = 8
-NARROW = 540
+NARROW = 620
 """Below this width the steps stand above the charts instead of beside them."""
 WIDE = 760
+_ELSEWHERE = "Another program does this run: a terminal, or the search for the best. It can be stopped only there."
 
 
 class RunDetail(QScrollArea):
@@ -61,6 +62,7 @@ class RunDetail(QScrollArea):
         self.state = RunState()
         self.result: RunResult | None = None
         self._seen = -1
+        self._elsewhere = False
         self._notices = 0
         self.result_card, self.error_card, self.stopped_card = ResultCard(), ErrorCard(), StoppedCard()
         self.training, self.log = TrainingPanel(), LogFold()
@@ -69,8 +71,9 @@ class RunDetail(QScrollArea):
         self._make_charts()
         self._lay_out()
 
-    def show_run(self, header: RunHeader, state: RunState) -> None:
-        """Show this run from its start."""
+    def show_run(self, header: RunHeader, state: RunState, *, elsewhere: bool = False) -> None:
+        """Show this run from its start. `elsewhere`: another process carries it out, which this window cannot stop."""
+        self._elsewhere = elsewhere
         self.header, self.state, self._seen, self._notices, self.result = header, state, -1, 0, None
         for banner in self.notices.findChildren(Banner, options=Qt.FindChildOption.FindDirectChildrenOnly):
             banner.deleteLater()
@@ -133,15 +136,12 @@ class RunDetail(QScrollArea):
     def _make_progress(self) -> None:
         self.progress_card = Card(spacing=10)
         self.phase = ElidedLabel("", "strong")
-        self.where = label("", "muted")
+        self.where = ElidedLabel("", "muted")
         self.bar = StepBar()
         self.at = ElidedLabel("", "caption", mode=Qt.TextElideMode.ElideMiddle)
-        top = row()
-        top.addWidget(self.phase, 1)
-        top.addWidget(self.where)
-        self.progress_card.body.addLayout(top)
-        self.progress_card.body.addWidget(self.bar)
-        self.progress_card.body.addWidget(self.at)
+        self.elsewhere = label(_ELSEWHERE, "caption", wrap=True)
+        for part in (self.phase, self.bar, self.where, self.at, self.elsewhere):
+            self.progress_card.body.addWidget(part)
 
     def _make_charts(self) -> None:
         self.steps_card = Card(tr("Steps"), spacing=8)
@@ -198,8 +198,9 @@ class RunDetail(QScrollArea):
         self.badge.setText(status_words(status))
         restyle(self.badge, "level", status_level(status))
         at_work = status in (Status.STARTING, Status.RUNNING)
-        self.cancel.setVisible(at_work or status is Status.WAITING)
-        self.kill.setVisible(status is Status.CANCELLING)
+        here = not self._elsewhere
+        self.cancel.setVisible(here and (at_work or status is Status.WAITING))
+        self.kill.setVisible(here and status is Status.CANCELLING)
         self.delete.setVisible(status.final)
         self.about.setText(self._about(now))
 
@@ -233,6 +234,7 @@ class RunDetail(QScrollArea):
             self.where.setText(progress_words(self.state, now))
         self.at.setText(detail_words(self.state))
         self.at.setVisible(bool(self.at.whole_text()))
+        self.elsewhere.setVisible(self._elsewhere)
 
     def _show_charts(self) -> None:
         memory, cuda = self.state.memory, self.state.cuda_memory

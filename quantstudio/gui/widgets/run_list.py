@@ -139,7 +139,7 @@ class RunDelegate(QStyledItemDelegate):
         painter.setFont(small)
         painter.setPen(QColor(tokens.muted))
         painter.drawText(line_box, Qt.AlignmentFlag.AlignVCenter, _elided(_second_line(run), small, line_box.width()))
-        if run.status in (Status.STARTING, Status.RUNNING, Status.CANCELLING):
+        if run.note and run.status in (Status.STARTING, Status.RUNNING, Status.CANCELLING):
             _paint_bar(painter, tokens, QRectF(line_box.left(), box.bottom() - 5, line_box.width(), 3), run.fraction)
         painter.restore()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from PySide6.QtCore import QPointF, QRectF, QSize, Qt
-from PySide6.QtGui import QColor, QFontMetricsF, QPainter, QPaintEvent, QPen, QPolygonF
+from PySide6.QtGui import QColor, QFont, QFontMetrics, QFontMetricsF, QPainter, QPaintEvent, QPen, QPolygonF
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from quantstudio.core.humanize import human_seconds
@@ -16,6 +16,8 @@ from quantstudio.gui.theme import active_tokens
 from quantstudio.gui.tokens import Tokens
 
 ROW, BAR = 30, 8
+BESIDE_TITLE, WIDEST = 120, 360
+"""Room for the mark and the time beside a step's title; how much the longest title may ask for in all."""
 
 
 class StepState(StrEnum):
@@ -106,10 +108,10 @@ class StepList(QWidget):
             words = tr("1 more step") if ahead == 1 else f"{ahead} {tr('more steps')}"
             named.append(Step(words, StepState.AHEAD))
         if named != self._steps:
-            grown = len(named) != len(self._steps)
+            before = self.minimumSizeHint()
             self._steps = named
             self.setAccessibleDescription(self.spoken())
-            if grown:
+            if self.minimumSizeHint() != before:
                 self.updateGeometry()
             self.update()
 
@@ -128,7 +130,10 @@ class StepList(QWidget):
         return QSize(240, ROW * max(1, len(self._steps)))
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
-        return QSize(160, self.sizeHint().height())
+        font = QFont(self.font())
+        font.setBold(True)
+        needed = max((QFontMetrics(font).horizontalAdvance(step.title) for step in self._steps), default=0)
+        return QSize(min(WIDEST, max(160, needed + BESIDE_TITLE)), self.sizeHint().height())
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         tokens = active_tokens()

@@ -1,4 +1,4 @@
-"""What came out of a run, in sentences and a few large numbers; or what went wrong and what to try."""
+"""What came out of a run, in a few large numbers and in sentences; or what went wrong and what to try."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class NumberTile(QFrame):
 
 
 class ResultCard(Card):
-    """The verdict, the numbers, and what to do next."""
+    """The numbers, what to do next, and the verdict: all that is looked for first is there without scrolling."""
 
     compare_asked = Signal()
     chat_asked = Signal()
@@ -52,7 +52,6 @@ class ResultCard(Card):
         self._tiles.setHorizontalSpacing(24)
         self._tiles.setVerticalSpacing(16)
         self.body.addLayout(row(icon_label("check", "success"), label(tr("Done"), "heading"), None))
-        self.body.addLayout(self._texts)
         self.body.addLayout(self._tiles)
         self.chat = button(
             tr("Chat with it"),
@@ -87,6 +86,7 @@ class ResultCard(Card):
         )
         self.contest.hide()
         self.body.addLayout(row(self.chat, self.compare, self.contest, self.folder, self.again, None))
+        self.body.addLayout(self._texts)
         self._columns = 4
         self._made: list[NumberTile] = []
 

@@ -19,6 +19,7 @@ from quantstudio.core.cache import cached_repos, local_snapshot
 from quantstudio.core.errors import AccessNeeded, ModelDamaged, ModelNotFound, ModelUnsafe, RecipeError
 from quantstudio.core.jobs import AccountJob, DownloadJob, RemoveJob, VerifyJob, parse_job
 from quantstudio.core.library import list_cache, list_models
+from quantstudio.core.paths import starter_model
 from quantstudio.core.recipe import MeasureSection, ModelSection, Recipe
 from quantstudio.core.settings import Settings
 from quantstudio.core.usage import mark_used
@@ -56,6 +57,12 @@ def test_a_damaged_model_is_found_refused_and_repaired(hub, make_llama, connect,
     again = download(JOB, connect(), listener)
     assert again.fetched_bytes == (folder / WEIGHTS).stat().st_size
     assert verify(VerifyJob(model="ada/small"), connect(), listener).whole
+
+
+def test_the_model_in_the_box_is_verified_by_the_name_that_every_command_knows(hub, connect, listener):
+    found = verify(VerifyJob(model="starter"), connect(), listener)
+    assert found.whole
+    assert found.folder == str(starter_model())
 
 
 def test_a_folder_is_verified_as_far_as_it_can_be(hub, make_llama, connect, listener):

@@ -65,7 +65,7 @@ def _load(folder: Path, machine: MachineSection, reporter: Reporter) -> Running:
     )
     if engine == ONNX_RUNTIME and (machine.engine == engine or not (for_torch or why_not(folder))):
         return load_onnx(folder, reporter)
-    return load_model(folder, machine.device, reporter, machine.kernel)
+    return load_model(folder, machine.device, reporter, machine.kernel, compiled=machine.compile)
 
 
 def converse(

@@ -1,6 +1,6 @@
 """torch.compile where a recipe asks for it: whether it can be done here, and where its programs are kept.
 
-What is compiled decides elsewhere: blocks of a training (`train.compiled`) and the step of an answer (`cuda_graph`).
+What is compiled is decided elsewhere: blocks in `train.compiled`, the step of an answer in `compiled_step`.
 A model that cannot be compiled runs as it always does, and whoever asked for it is told why.
 """
 
@@ -19,6 +19,7 @@ BACKEND = "inductor"
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """Triton's own cache lies in there, too."""
 _LONGEST_REASON = 300
+IN_PROGRESS = "Compiling (up to a minute, the next time less)"
 
 
 def why_not(device: str) -> str:
@@ -38,14 +39,15 @@ def keep_programs() -> None:
         os.environ[_CACHE] = str(folder)
 
 
-def was_kept() -> bool:
-    """Whether this process has found everything on the disk that it needed compiled since `forget_counts`."""
+def words_if_kept() -> str:
+    """The end of a sentence when this process has found on the disk all that was compiled since `forget_counts`."""
     counts = _counts()
-    return counts["fxgraph_cache_hit"] > 0 and not counts["fxgraph_cache_miss"]
+    kept = counts["fxgraph_cache_hit"] > 0 and not counts["fxgraph_cache_miss"]
+    return " from programs that were on the disk" if kept else ""
 
 
 def forget_counts() -> None:
-    """Start counting anew for `was_kept`."""
+    """Start counting anew for `words_if_kept`."""
     _counts().clear()
 
 
@@ -73,17 +75,25 @@ def reason(error: BaseException) -> str:
 def settings_for_training() -> Iterator[None]:
     """How blocks that train are compiled in the body.
 
-    - Their gradients' programs are made at once, so that every failure shows before anything has been learnt.
+    - Their gradients' programs are made at once, where torch can do that, so that every failure shows in the forward
+      pass, where it can be caught.
     - Equal computations in the forward and the backward pass stay two. Else the rounded weight, which the backward
       pass makes again (`grid`), would be kept from the forward pass: two bytes for each weight of the model.
-    - A model has more kinds of blocks, in more ways of running, than the eight that torch allows one piece of code.
     """
-    from torch._dynamo import config as tracing
-    from torch._functorch import config as differentiating
+    from torch._functorch import config
 
-    with (
-        warnings.catch_warnings(action="ignore"),  # torch's, of its own ways
-        tracing.patch(recompile_limit=64),
-        differentiating.patch(cse=False, force_non_lazy_backward_lowering=True),
-    ):
+    wanted = {"cse": False, "force_non_lazy_backward_lowering": True}
+    with settings_for_steps(), config.patch({name: value for name, value in wanted.items() if hasattr(config, name)}):
+        yield
+
+
+@contextmanager
+def settings_for_steps() -> Iterator[None]:
+    """How anything is compiled in the body: in silence, and with more programs for one piece of code than torch's 8.
+
+    Models have several kinds of blocks, in several ways of running; and a step has a program for each size of cache.
+    """
+    from torch._dynamo import config
+
+    with warnings.catch_warnings(action="ignore"), config.patch(recompile_limit=64):
         yield

@@ -4,7 +4,7 @@ A small model is launch-bound on a GPU: a token is hundreds of kernels of a few 
 from Python takes longer than running them (0.5B in bf16 on an H200: 19 tokens/s eager, 346 under a graph). A graph
 needs fixed addresses and shapes, hence a static cache. It is recorded once for each cache, and its first result is
 compared with an eager step; when recording fails or the results differ, decoding stays eager and the log says so.
-Where there is a short way for one token (`gpu_step`), that is recorded first.
+Where there is a short way for one token (`gpu_step`), or a compiled one (`compiled_step`), that is recorded first.
 Models with sliding windows decide in Python what their cache shows, so they stay eager, too.
 """
 
@@ -17,8 +17,10 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
-from quantstudio.engine.gpu_step import GpuStep
 from quantstudio.engine.kv_cache import cache_argument
+
+Step = Callable[[torch.Tensor, StaticCache], torch.Tensor]
+"""Token `[1, 1]` and a cache that is in use → logits `[vocabulary]`, the cache one position longer."""
 
 _WARM_UPS = 2
 _SAME, _ALIKE = 0.02, 0.08
@@ -35,10 +37,10 @@ def fits_graph(config: PretrainedConfig) -> bool:
 class GraphDecoder:
     """One sequence in a static cache of `capacity` tokens. Use under `torch.inference_mode`.
 
-    `short`: a shorter way for one token, tried first.
+    `short`: a shorter or compiled way for one token, tried first.
     """
 
-    def __init__(self, model: PreTrainedModel, capacity: int, short: GpuStep | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, capacity: int, short: Step | None = None) -> None:
         self.capacity = capacity
         self._model = model
         self._short = short
@@ -98,6 +100,7 @@ class GraphDecoder:
                 self._logits = way()
         except RuntimeError as error:
             _log.warning("Decoding without a CUDA graph: %s", error)
+            self._rewind(lengths)
             return
         self._rewind(lengths)
         expected = self._eager(self._token).float()

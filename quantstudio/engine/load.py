@@ -26,6 +26,7 @@ from quantstudio.core.errors import ModelDamaged, ModelUnsupported
 from quantstudio.core.result import KernelUse
 from quantstudio.core.safety import require_safe
 from quantstudio.engine.attention import ATTENTION, register_attention
+from quantstudio.engine.compiled_step import CompiledStep, make_compiled_step
 from quantstudio.engine.failures import is_out_of_memory
 from quantstudio.engine.gpu_step import GpuStep, make_gpu_step
 from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
@@ -58,17 +59,26 @@ class LoadedModel:
     """The short way for one token on the CPU, if any; it runs the layers that were there when the model was loaded."""
     gpu_step: GpuStep | None = None
     """Likewise on a GPU."""
+    compiled_step: CompiledStep | None = None
+    """Where the person asked for it, and there is no short way on a GPU."""
 
 
 @garbage_kept()
 def load_model(
-    folder: Path, device: str, reporter: Reporter, kernels: str = AUTO, trials_s: float = AT_LOAD_S
+    folder: Path,
+    device: str,
+    reporter: Reporter,
+    kernels: str = AUTO,
+    trials_s: float = AT_LOAD_S,
+    *,
+    compiled: bool = False,
 ) -> LoadedModel:
     """Load an original model or one that was quantized to int4 or int8 and saved as compressed-tensors, in bf16.
 
     `device`: auto, cpu or cuda. `kernels`: "auto" (the fastest that agrees with the reference), "reference"
     (dequantized weights, and activations rounded as the scheme says), or the name of a kernel. `trials_s`: seconds that
-    trials of kernels may take which this machine has not seen yet.
+    trials of kernels may take which this machine has not seen yet. `compiled`: let torch compile a model for writing
+    that has no short way on a GPU (`compiled_step`).
     Raises ModelNotFound, ModelDamaged, ModelUnsafe, ModelUnsupported.
     """
     folder = folder.resolve()
@@ -95,10 +105,15 @@ def load_model(
         _straighten_head_input(model)
         step = None if kernels == REFERENCE else make_llama_step(model)
         gpu_step = None if kernels == REFERENCE else make_gpu_step(model)
+        compiled_step = None
+        if compiled and gpu_step is not None:
+            reporter.log("The model writes by this program's own programs for GPUs, which need no compiling.")
+        elif compiled:
+            compiled_step = make_compiled_step(model, target, reporter)
         tokenizer = reading.result()
     trim_freed_memory()  # joined layers leave their parts behind, and the tokenizer its text
     ends = end_tokens(model, tokenizer)
-    return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step, gpu_step)
+    return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step, gpu_step, compiled_step)
 
 
 def _read_config(folder: Path) -> PretrainedConfig:

@@ -104,7 +104,8 @@ class TorchSequence:
             self._graph.restart()
         else:
             capacity = min(-(-length // _GRAPH_STEP) * _GRAPH_STEP, self.context_length)
-            self._graph = GraphDecoder(self._model, capacity, self._loaded.gpu_step)
+            way = self._loaded.gpu_step or self._loaded.compiled_step
+            self._graph = GraphDecoder(self._model, capacity, way)
 
     def cut(self, tokens: int, room: int) -> bool:
         if self._graph is None:

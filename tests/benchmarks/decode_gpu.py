@@ -3,6 +3,7 @@ compiled by torch, and by this program's short way.
 
     python tests/benchmarks/decode_gpu.py [--shapes 0.5B 7B] [--trials 5] [--tokens 64] [--compile]
     python tests/benchmarks/decode_gpu.py --products        products alone, by tiling, against torch's operators
+    python tests/benchmarks/decode_gpu.py --families phi3 gemma     other families, as machine.compile compiles them
 
 Weights are random, which speed does not notice. All variants of a shape are in memory at once and take turns; ratios
 are medians over trials of the ratio within one trial.
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import os
 import statistics
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -21,22 +24,35 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, GemmaConfig, Phi3Config, PretrainedConfig, PreTrainedModel, Qwen2Config
 
+from quantstudio.core import protocol
 from quantstudio.core.schemes import W4A16, W8A16, WeightSpec
 from quantstudio.engine.attention import ATTENTION, register_attention
+from quantstudio.engine.compiled_step import CompiledStep, make_compiled_step
 from quantstudio.engine.cuda_graph import GraphDecoder
 from quantstudio.engine.gpu_step import make_gpu_step
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.gpu_int4 import GpuInt4
 from quantstudio.engine.kv_cache import cache_argument
 from quantstudio.engine.quantized_weight import QuantizedWeight
+from quantstudio.engine.reporter import Reporter
 
 SHAPES = {
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
              "num_key_value_heads": 2, "tie_word_embeddings": True},
     "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
            "num_key_value_heads": 4, "tie_word_embeddings": False},
+}  # fmt: skip
+FAMILIES = {
+    "phi3": Phi3Config(
+        hidden_size=3072, intermediate_size=8192, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, vocab_size=32_064, max_position_embeddings=4096, sliding_window=None,
+    ),
+    "gemma": GemmaConfig(
+        hidden_size=2048, intermediate_size=16_384, num_hidden_layers=18, num_attention_heads=8,
+        num_key_value_heads=1, head_dim=256, vocab_size=256_000, max_position_embeddings=4096,
+    ),
 }  # fmt: skip
 CAPACITY = 1024
 Way = Callable[[torch.Tensor, Any], torch.Tensor]
@@ -47,6 +63,14 @@ def main() -> None:
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
     if options.products:
         _products(options)
+        return
+    if options.families:
+        with tempfile.TemporaryDirectory() as home:
+            os.environ["QUANTSTUDIO_HOME"] = home
+            for family in options.families:
+                _family(family, options)
+                gc.collect()
+                torch.cuda.empty_cache()
         return
     for shape in options.shapes:
         _shape(shape, options)
@@ -62,12 +86,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--products", action="store_true")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8, 16], choices=[4, 8, 16], help="of products")
     return parser.parse_args()
 
 
 def _original(shape: str) -> PreTrainedModel:
-    config = Qwen2Config(vocab_size=152_064, max_position_embeddings=4096, **SHAPES[shape])
+    return _random(Qwen2Config(vocab_size=152_064, max_position_embeddings=4096, **SHAPES[shape]))
+
+
+def _random(config: PretrainedConfig) -> PreTrainedModel:
     register_attention()
     torch.manual_seed(0)
     with torch.device("cuda"):
@@ -128,12 +156,38 @@ def _compiled(model: PreTrainedModel) -> Way:
     return torch.compile(step, dynamic=False)
 
 
+def _family(family: str, options: argparse.Namespace) -> None:
+    """As a run with and without machine.compile; what compiling took is printed, and what it takes once more."""
+    original = _random(FAMILIES[family])
+    variants: dict[str, tuple[PreTrainedModel, Way | None]] = {}
+    for name, model in (
+        ("bf16", original),
+        ("int4", _with(original, W4A16(group_size=128).weight_spec(), GpuInt4, GpuInt4)),
+    ):
+        reporter = Reporter(lambda message, name=name: _say(f"{family} {name}", message))
+        variants[f"{name}, transformers' code in a graph"] = model, None
+        variants[f"{name}, compiled"] = model, make_compiled_step(model, "cuda", reporter)
+        variants[f"{name}, compiled again"] = model, make_compiled_step(model, "cuda", reporter)
+    _compare(family, variants, options)
+
+
+def _say(label: str, message: protocol.Message) -> None:
+    if isinstance(message, protocol.Notice):
+        print(f"{label}: {message.text}", flush=True)
+
+
 def _shape(shape: str, options: argparse.Namespace) -> None:
-    variants = _variants(shape, options)
-    prompt = torch.randint(0, 150_000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    _compare(shape, _variants(shape, options), options)
+
+
+def _compare(shape: str, variants: dict[str, tuple[PreTrainedModel, Way | None]], options: argparse.Namespace) -> None:
+    vocabulary = next(iter(variants.values()))[0].config.vocab_size
+    prompt = torch.randint(0, vocabulary - 1000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
     decoders: dict[str, GraphDecoder] = {}
     for name, (model, way) in variants.items():
         started = time.perf_counter()
+        if isinstance(way, CompiledStep) and decoders.pop(name.removesuffix(" again"), None):
+            torch._dynamo.reset()  # what is left of the first time is on the disk
         try:
             decoder = GraphDecoder(model, CAPACITY, way)
             with torch.inference_mode():
@@ -152,7 +206,8 @@ def _shape(shape: str, options: argparse.Namespace) -> None:
             if number:
                 trials[name].append(each)
                 prompts[name].append(first)
-    base = "bf16, compiled" if "bf16, compiled" in trials else "bf16, transformers' code in a graph"
+    plain = "bf16, transformers' code in a graph"
+    base = "bf16, compiled" if "bf16, compiled" in trials and not options.families else plain
     print(f"\n| {shape}, prompt {options.prompt} | tokens/s | x {base} | prompt, ms |\n| --- | --- | --- | --- |")
     for name, own in trials.items():
         ratio = statistics.median(b / o for b, o in zip(trials[base], own, strict=True))

@@ -64,7 +64,10 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
         return Measured(performance=trial.performance, other_engine=trial)
     # In a run the parent has tried the kernels: done here it would count as the model's memory.
     trials_s = AT_LOAD_S if spec.alone else 0.0
-    loaded, load_s = load_timed(Path(spec.model), spec.machine.device, reporter, spec.machine.kernel, trials_s)
+    machine = spec.machine
+    loaded, load_s = load_timed(
+        Path(spec.model), machine.device, reporter, machine.kernel, trials_s, compiled=machine.compile
+    )
     kind = spec.machine.kv_cache
     performance = measure_performance(loaded, load_s, spec.label, text, spec.measure, seed, reporter, kind)
     if not spec.original and not spec.alone:

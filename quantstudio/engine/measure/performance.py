@@ -31,12 +31,18 @@ _READ_BYTES = 8 << 20
 
 
 def load_timed(
-    folder: Path, device: str, reporter: Reporter, kernels: str = AUTO, trials_s: float = AT_LOAD_S
+    folder: Path,
+    device: str,
+    reporter: Reporter,
+    kernels: str = AUTO,
+    trials_s: float = AT_LOAD_S,
+    *,
+    compiled: bool = False,
 ) -> tuple[LoadedModel, float]:
     """The model and the seconds it took to load from files that are in the system's cache, trials not counted."""
     warm_up_files(folder, reporter)
     started = time.perf_counter()
-    loaded = load_model(folder, device, reporter, kernels, trials_s)
+    loaded = load_model(folder, device, reporter, kernels, trials_s, compiled=compiled)
     if loaded.device == "cuda":
         torch.cuda.synchronize()
     return loaded, time.perf_counter() - started - loaded.trial_s

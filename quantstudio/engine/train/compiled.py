@@ -103,7 +103,7 @@ def compiled(
 
 def _try(blocks: _Blocks, lesson: Lesson, length: int, place: Place, reporter: Reporter) -> None:
     """Compile by giving two lessons of which nothing is kept, and take the ordinary way if that fails."""
-    reporter.progress(0, 1, "", "Compiling (up to a minute, the next time less)")
+    reporter.progress(0, 1, "", compiling.IN_PROGRESS)
     compiling.forget_counts()
     started, state, too_large = time.monotonic(), place.state, False
     try:
@@ -122,8 +122,7 @@ def _try(blocks: _Blocks, lesson: Lesson, length: int, place: Place, reporter: R
         why = _TOO_LARGE if large else compiling.reason(blocks.failure) if blocks.failure else other
         _say_without(reporter, f"{why}. {seconds} went into the attempt.")
         return
-    kept = " from programs that were on the disk" if compiling.was_kept() else ""
-    reporter.notice(f"The model was compiled for this training in {seconds}{kept}.")
+    reporter.notice(f"The model was compiled for this training in {seconds}{compiling.words_if_kept()}.")
 
 
 def _say_without(reporter: Reporter, why: str) -> None:

@@ -45,7 +45,7 @@ from quantstudio.engine.measure.quality import score
 from quantstudio.engine.measure.text import BUILTIN_NAME, Text, cut_windows
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import Reporter, silent
-from quantstudio.engine.train import trainer
+from quantstudio.engine.train import rates
 from quantstudio.engine.train.loss import Objective
 from quantstudio.engine.train.objective import Lesson
 from quantstudio.engine.train.student import Training, make_student
@@ -78,10 +78,10 @@ class Listener:
             print(f"  {self.label}: {message.text}", flush=True)
 
 
-def prepared(model: LoadedModel) -> Any:
+def prepared(model: LoadedModel, sequences: int) -> Any:
     from quantstudio.engine.data.prepare import prepare_data
 
-    return prepare_data(DataSection(), model.tokenizer, 0, silent())
+    return prepare_data(DataSection(calibration_sequences=sequences), model.tokenizer, 0, silent())
 
 
 def write_model(info: ModelInfo, recipe: Recipe, out: Path, chosen: Chosen | None) -> LoadedModel:
@@ -96,7 +96,7 @@ def ladder(name: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     info = read_model_info(folder)
     machine = MachineSection(device=options.device)
     original = load_model(folder, options.device, silent())
-    data = prepared(original)
+    data = prepared(original, options.sequences)
     recipes = {"RTN": Recipe(scheme=SCHEMES[name], machine=machine)}
     if options.gptq:
         recipes["GPTQ"] = Recipe(scheme=SCHEMES[name], machine=machine, method=Gptq())
@@ -171,11 +171,11 @@ def tune(out: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     folder = resources() / "starter"
     info = read_model_info(folder)
-    data = prepared(load_model(folder, "cpu", silent()))
+    data = prepared(load_model(folder, "cpu", silent()), options.sequences)
     found = {}
     for case in options.cases:
         name, steps, rate, gain_rate, learned = case.split(",")
-        trainer.GAIN_RATE, run.LEARNED_BELOW = float(gain_rate), int(learned)
+        rates.GAIN_RATE, run.LEARNED_BELOW = float(gain_rate), int(learned)
         method = Qat(steps=int(steps), learning_rate=float(rate), evaluations=4)
         recipe = Recipe(scheme=SCHEMES[name], method=method, machine=MachineSection(device=options.device))
         listener = Listener(case)
@@ -410,6 +410,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 200, 800, 1600])
     parser.add_argument("--no-gptq", dest="gptq", action="store_false", help="leave GPTQ out of the ladder")
+    parser.add_argument("--sequences", type=int, default=128, help="calibration sequences of GPTQ, where QAT starts")
     parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0 is the automatic one")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of evaluation text")
     parser.add_argument("--shape", default="0.5B", choices=SHAPES)

@@ -28,11 +28,10 @@ from quantstudio.engine.train import group
 from quantstudio.engine.train.checkpoints import Checkpoints, TrainingState, load_trained, trained_tensors
 from quantstudio.engine.train.data import Lessons
 from quantstudio.engine.train.objective import Lesson
+from quantstudio.engine.train.rates import rate_factors, rate_groups
 from quantstudio.engine.train.settings import Settings
 from quantstudio.engine.train.shard import load_whole_state, whole_state
 
-GAIN_RATE = 2.0
-"""Learning rate of scales, relative to that of weights."""
 _WEIGHTS_FILE = "model.safetensors"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 """Only where several processes train; else the Trainer has its own."""
@@ -63,6 +62,7 @@ class QatTrainer(Trainer):
         self, lesson: Lesson, lessons: Lessons, settings: Settings, place: Place, callbacks: list[TrainerCallback]
     ) -> None:
         self._settings, self._place = settings, place
+        self._factors = rate_factors(lesson.named_parameters())
         self._first: float | None = None
         self._recent: deque[float] = deque(maxlen=_RECENT)
         if group.together():
@@ -96,15 +96,11 @@ class QatTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW without decay; scales in a group of their own."""
+        """AdamW without decay; what takes larger steps than weights in groups of its own."""
         if self.optimizer is None:
-            named = [(name, value) for name, value in (model or self.model).named_parameters() if value.requires_grad]
-            gains = [value for name, value in named if name.endswith(".gain")]
-            rest = [value for name, value in named if not name.endswith(".gain")]
             rate = self.args.learning_rate
-            groups = [{"params": rest, "lr": rate}, {"params": gains, "lr": rate * GAIN_RATE}]
             self.optimizer = torch.optim.AdamW(
-                [some for some in groups if some["params"]],
+                rate_groups((model or self.model).named_parameters(), self._factors, rate),
                 lr=rate,
                 weight_decay=0.0,
                 foreach=group.together() or None,  # for ordinary tensors torch chooses it by itself, for shares not

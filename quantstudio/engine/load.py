@@ -7,8 +7,9 @@ the weights are in memory once.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,16 @@ from quantstudio.core.safety import require_safe
 from quantstudio.engine.attention import ATTENTION, register_attention
 from quantstudio.engine.compiled_step import CompiledStep, make_compiled_step
 from quantstudio.engine.failures import is_out_of_memory
+from quantstudio.engine.formats.compressed_tensors import read_weights
 from quantstudio.engine.gpu_step import GpuStep, make_gpu_step
 from quantstudio.engine.kernels.registry import AUTO, REFERENCE, Chooser
 from quantstudio.engine.kernels.trial import AT_LOAD_S, Trials
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
-from quantstudio.engine.load_quantized import load_quantized
+from quantstudio.engine.load_quantized import empty_model, fill
 from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.memory import garbage_kept, keep_freed_memory, trim_freed_memory
 from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.scratch import Scratch
 
 
 @dataclass(slots=True)
@@ -63,7 +66,6 @@ class LoadedModel:
     """Where the person asked for it, and there is no short way on a GPU."""
 
 
-@garbage_kept()
 def load_model(
     folder: Path,
     device: str,
@@ -81,39 +83,41 @@ def load_model(
     that has no short way on a GPU (`compiled_step`).
     Raises ModelNotFound, ModelDamaged, ModelUnsafe, ModelUnsupported.
     """
-    folder = folder.resolve()
+    loaded = _load(folder.resolve(), resolve_device(device), reporter, kernels, trials_s)
+    if compiled and loaded.gpu_step is not None:
+        reporter.log("The model writes by this program's own programs for GPUs, which need no compiling.")
+    elif compiled:
+        loaded.compiled_step = make_compiled_step(loaded.model, loaded.device, reporter)
+    return loaded
+
+
+@garbage_kept()
+def _load(folder: Path, device: str, reporter: Reporter, kernels: str, trials_s: float) -> LoadedModel:
     require_safe(folder)
-    target = resolve_device(device)
     keep_freed_memory()
     register_attention()
     config = _read_config(folder)
-    uses: tuple[KernelUse, ...] = ()
-    trial_s = 0.0
-    # Meanwhile: transformers parses a vocabulary of 150,000 tokens three times in Python, which takes a second.
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
-        reading = pool.submit(load_tokenizer, folder)
         if getattr(config, "quantization_config", None) is None:
-            model = _load_original(folder).to(target)
-            counts = {"bf16": sum(isinstance(module, nn.Linear) for module in model.modules())}
+            reading = pool.submit(load_tokenizer, folder)
+            loaded = _load_original(folder, device)
         else:
-            trials = Trials(torch.device(target), trials_s)
-            chooser = Chooser(torch.device(target), kernels, reporter.log, trials)
-            model, counts = load_quantized(folder, config, chooser, reporter)
+            weights, model = read_weights(folder, Scratch()), empty_model(config)
+            # Not sooner: a model is built in Python, for whose lock both would wait in turns; weights are read without.
+            reading = pool.submit(load_tokenizer, folder)
+            trials = Trials(torch.device(device), trials_s, until_quiet=partial(wait, [reading]))
+            chooser = Chooser(torch.device(device), kernels, reporter.log, trials)
+            loaded = LoadedModel(model, None, device, folder, fill(model, weights, chooser, reporter))
             trials.save()
-            uses, trial_s = chooser.uses(), trials.seconds
-        model.eval()
-        _straighten_head_input(model)
-        step = None if kernels == REFERENCE else make_llama_step(model)
-        gpu_step = None if kernels == REFERENCE else make_gpu_step(model)
-        compiled_step = None
-        if compiled and gpu_step is not None:
-            reporter.log("The model writes by this program's own programs for GPUs, which need no compiling.")
-        elif compiled:
-            compiled_step = make_compiled_step(model, target, reporter)
-        tokenizer = reading.result()
+            loaded.kernel_uses, loaded.trial_s = chooser.uses(), trials.seconds
+        loaded.model.eval()
+        _straighten_head_input(loaded.model)
+        if kernels != REFERENCE:
+            loaded.step, loaded.gpu_step = make_llama_step(loaded.model), make_gpu_step(loaded.model)
+        loaded.tokenizer = reading.result()
     trim_freed_memory()  # joined layers leave their parts behind, and the tokenizer its text
-    ends = end_tokens(model, tokenizer)
-    return LoadedModel(model, tokenizer, target, folder, counts, ends, uses, trial_s, step, gpu_step, compiled_step)
+    loaded.end_tokens = end_tokens(loaded.model, loaded.tokenizer)
+    return loaded
 
 
 def _read_config(folder: Path) -> PretrainedConfig:
@@ -127,9 +131,9 @@ def _read_config(folder: Path) -> PretrainedConfig:
         ) from error
 
 
-def _load_original(folder: Path) -> PreTrainedModel:
+def _load_original(folder: Path, device: str) -> LoadedModel:
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(folder),
             trust_remote_code=False,
             use_safetensors=True,
@@ -145,6 +149,9 @@ def _load_original(folder: Path) -> PreTrainedModel:
         raise ModelDamaged(
             f"The model in {folder} cannot be read.", why=str(error), hint="Download or copy it again."
         ) from error
+    model = model.to(device)
+    linears = sum(isinstance(module, nn.Linear) for module in model.modules())
+    return LoadedModel(model, None, device, folder, {"bf16": linears})
 
 
 def resolve_device(device: str) -> str:

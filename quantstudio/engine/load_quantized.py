@@ -7,7 +7,7 @@ model costs nothing: its weights are allocated but never written, and such memor
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from transformers.initialization import no_init_weights
 
 from quantstudio.core.errors import ModelDamaged, ModelUnsupported
 from quantstudio.engine.attention import ATTENTION, register_attention
-from quantstudio.engine.formats.compressed_tensors import read_config, read_weights
 from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.embedding import Int8Embedding
@@ -24,25 +23,25 @@ from quantstudio.engine.kernels.registry import Chooser
 from quantstudio.engine.memory import trim_freed_memory
 from quantstudio.engine.quantized_weight import QuantizedWeight
 from quantstudio.engine.reporter import Reporter
-from quantstudio.engine.scratch import Scratch
 
 _TRIM_BYTES = 128 << 20
 """Codes, one byte each, after which what kernels left behind goes back to the system."""
 
 
-def load_quantized(
-    folder: Path, config: PretrainedConfig, chooser: Chooser, reporter: Reporter
-) -> tuple[PreTrainedModel, dict[str, int]]:
-    """The model of a compressed-tensors folder, and how many layers run on each kernel.
+def fill(
+    model: PreTrainedModel,
+    weights: Iterable[tuple[str, QuantizedWeight | torch.Tensor]],
+    chooser: Chooser,
+    reporter: Reporter,
+) -> dict[str, int]:
+    """Fill an empty model with the weights of a folder; how many layers run on each kernel.
 
-    Raises ModelUnsupported for quantization that cannot be run here, ModelDamaged when weights are missing or do not
-    fit, `Cancelled` when asked to stop.
+    Raises ModelDamaged when weights are missing or do not fit, `Cancelled` when asked to stop, and what reading them
+    raises.
     """
-    read_config(folder)
-    model = empty_model(config)
     filler = _Filler(model, chooser)
     untrimmed = 0
-    for name, value in read_weights(folder, Scratch()):
+    for name, value in weights:
         reporter.check_cancel()
         if isinstance(value, QuantizedWeight):
             filler.put_module(name, value)
@@ -54,7 +53,7 @@ def load_quantized(
             untrimmed = 0
     filler.require_whole()
     model.to(chooser.device)
-    return model, filler.counts()
+    return filler.counts()
 
 
 _NO_CODES = (torch.empty(0), torch.empty(0))

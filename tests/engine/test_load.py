@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
 from quantstudio.core.recipe import LayersSection, Recipe
 from quantstudio.core.schemes import W4A8, W4A16, W8A8, W8A16, WeightSpec
+from quantstudio.engine import load
+from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.load import load_model
 from quantstudio.engine.load_tokenizer import load_tokenizer
@@ -141,6 +144,24 @@ def test_a_tokenizer_is_held_once_and_works_and_can_be_saved(tiny_folder, tmp_pa
     assert not any(len(value) > 100 for value in vars(found).values() if isinstance(value, dict | list))
     found.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path)(text)["input_ids"] == ids
+
+
+def test_kernels_are_timed_when_the_tokenizer_has_been_read(quantized, monkeypatch):
+    # Regression: the head comes first, so its trial would be disturbed at each load, and never be believed.
+    folder, done = quantized("llama", "w4a16", head="same"), []
+    seconds, read = trial._seconds, load.load_tokenizer
+
+    def read_slowly(folder):
+        time.sleep(0.3)
+        done.append("read")
+        return read(folder)
+
+    monkeypatch.setattr(load, "load_tokenizer", read_slowly)
+    monkeypatch.setattr(trial, "SMALLEST", 1)
+    monkeypatch.setattr(trial, "_seconds", lambda *call: done.append("timed") or seconds(*call))
+    load_model(folder, "cpu", silent())
+    assert done[0] == "read"
+    assert "timed" in done
 
 
 def test_missing_weight_is_named(quantized):

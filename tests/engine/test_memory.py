@@ -58,5 +58,5 @@ def test_nothing_is_looked_through_while_a_tokenizer_is_read(tiny_folder, collec
 
 def test_nothing_is_looked_through_while_a_model_is_loaded(tiny_folder, collections):
     load_model(tiny_folder, "cpu", silent())
-    assert len(collections) <= 1
+    assert len(collections) <= 3  # one before and one after; without, sixty
     assert gc.isenabled()

@@ -174,6 +174,13 @@ def read_weights(folder: Path, scratch: Scratch | None = None) -> Iterator[tuple
     """
     with CheckpointReader(folder) as reader:
         scheme = _read_scheme(folder, reader)
+    return _weights(reader, scheme, scratch)
+
+
+def _weights(
+    reader: CheckpointReader, scheme: StoredScheme, scratch: Scratch | None
+) -> Iterator[tuple[str, QuantizedWeight | torch.Tensor]]:
+    with reader:
         done: set[str] = set()
         for name in _largest_first(reader.tensors):
             module = _module_of(name, scheme.specs)

@@ -15,7 +15,7 @@ made while the GPU still walks through the buffer, and what is timed is what it 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,7 +94,15 @@ class Candidate(Protocol):
 class Trials:
     """Timings of kernels on this machine, from the file or made now while `budget_s` seconds last."""
 
-    def __init__(self, device: torch.device, budget_s: float = AT_LOAD_S, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        budget_s: float = AT_LOAD_S,
+        path: Path | None = None,
+        until_quiet: Callable[[], object] | None = None,
+    ) -> None:
+        """`until_quiet` is called before anything is timed, and returns when this process does nothing else."""
+        self._until_quiet = until_quiet
         self._path = path or data_home() / "kernels.json"
         self._left = budget_s
         self._device = device
@@ -117,6 +125,8 @@ class Trials:
         if any(kernel.name not in known for kernel in kernels):
             if self.seconds >= self._left:
                 return {}
+            if self._until_quiet:
+                self._until_quiet()
             started = time.perf_counter()
             found, quiet = _time(spec, rows, columns, kernels, self._device)
             self.seconds += time.perf_counter() - started

@@ -68,6 +68,16 @@ def test_a_shape_is_tried_once_and_kept_for_the_next_time(tmp_path, clock):
     assert len(made) == 2 * once, "another grid is another trial"
 
 
+def test_nothing_is_timed_before_it_is_quiet_and_what_is_known_waits_for_nothing(tmp_path, clock):
+    _, made = clock
+    before: list[int] = []
+    trials = Trials(CPU, 5.0, tmp_path / "kernels.json", until_quiet=lambda: before.append(len(made)))
+    for _ in range(2):
+        Chooser(CPU, AUTO, lambda line: None, trials).choose(INT4, *SHAPE)
+    assert before == [0]
+    assert made
+
+
 def test_another_machine_or_torch_is_tried_anew(tmp_path, clock, monkeypatch):
     _, made = clock
     one, trials = chooser(tmp_path / "kernels.json")

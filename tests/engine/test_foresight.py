@@ -92,7 +92,7 @@ def test_a_measured_run_tries_the_kernels_before_its_fresh_processes_do(tiny_fol
     assert tried == [BEFORE_A_JOB_S]
     budgets = []
 
-    def load_timed(folder, device, reporter, kernels, trials_s):
+    def load_timed(folder, device, reporter, kernels, trials_s, *, compiled):
         budgets.append(trials_s)
         raise RuntimeError("enough")
 

@@ -224,7 +224,12 @@ def _run_row(result: RunResult) -> Row:
         "size": _versus(_bytes(made.sizes.total), _bytes(made.original_sizes.total), "size"),
         "bits": Cell(bits, text=f"{bits:.2f}"),
     }
-    return Row(result.run_id, result.name, made.label, _complete(cells), made.sizes, result.verdict)
+    return Row(result.run_id, _name_beside_original(result), made.label, _complete(cells), made.sizes, result.verdict)
+
+
+def _name_beside_original(result: RunResult) -> str:
+    """The run's name without its model's, which stands over the original: what differs must not be cut off."""
+    return result.name.removeprefix(f"{result.model_name} ") or result.name
 
 
 def _complete(cells: dict[str, Cell]) -> dict[str, Cell]:

@@ -264,12 +264,12 @@ def _draw_latency(figure: Any, group: Comparison, style: ChartStyle) -> None:
 
 def _draw_quality(figure: Any, group: Comparison, style: ChartStyle) -> None:
     left, right = _panels(figure, 2)
-    _bars(left, group, style, "change", "Change of perplexity", "%, less is closer to the original", 100.0)
-    _bars(right, group, style, "kl", "KL divergence", "nats, less is closer to the original", 1.0, names=False)
+    _bars(left, group, style, "change", "Change of perplexity", "%, less is better", 100.0)
+    _bars(right, group, style, "kl", "KL divergence", "nats, less is better", 1.0, names=False)
 
 
 def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
-    axes = figure.subplots()
+    (axes,) = _panels(figure, 1)
     _plain_axes(axes, style)
     axes.set_title(Chart.TRADEOFF.words, loc="left", weight="bold", size=style.font_size + 1)
     axes.set_xlabel("Size in MB, smaller is better")
@@ -328,12 +328,15 @@ def _whiskers(cell: Cell, factor: float) -> list[list[float]]:
 
 
 def _panels(figure: Any, count: int) -> list[Axes]:
-    made = figure.subplots(1, count, squeeze=False)
-    return list(made[0])
+    """Side by side, with as many marks on the axis as there is room for."""
+    made = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes in made:
+        axes.locator_params(axis="x", nbins=5 if count == 1 else 3)
+    return made
 
 
 def _bars_axes(figure: Any, group: Comparison, style: ChartStyle, title: str, unit: str) -> Axes:
-    axes: Axes = figure.subplots()
+    (axes,) = _panels(figure, 1)
     _prepare_bars(axes, group, style, title, unit, names=True)
     return axes
 
@@ -351,7 +354,6 @@ def _prepare_bars(axes: Axes, group: Comparison, style: ChartStyle, title: str, 
 def _plain_axes(axes: Axes, style: ChartStyle) -> None:
     axes.set_facecolor(style.background)
     axes.set_axisbelow(True)
-    axes.locator_params(axis="x", nbins=5)
     axes.tick_params(axis="both", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -369,7 +371,8 @@ def _label_ends(axes: Axes, ends: Sequence[float], texts: Sequence[str], style: 
 
 def _label(row: Row) -> str:
     text = "Original" if row.is_original else row.name
-    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
+    half = (MAX_LABEL - 1) // 2
+    return text if len(text) <= MAX_LABEL else f"{text[:half]}…{text[-half:]}"
 
 
 def _blend(colour: str, background: str, strength: float) -> str:

@@ -171,3 +171,8 @@ def test_a_damaged_zero_does_not_divide(make_result):
     assert group.rows[1].cells["decode_tps"].ratio is None
     perfect = make_result().quality.model_copy(update={"kl": Interval(value=0, low=0, high=0)})
     assert compare([make_result(quality=perfect)])[0].rows[1].cells["kl"].text == "0"
+
+
+def test_beside_its_original_a_run_is_called_by_what_differs(make_result):
+    (group,) = compare([make_result("int4", name="starter W4A16 g128 GPTQ"), make_result("int8", name="Mine")])
+    assert [row.name for row in group.rows] == ["starter", "W4A16 g128 GPTQ", "Mine"]

@@ -14,10 +14,11 @@ from quantstudio.gui.widgets.basics import (
     EmptyState,
     breakable,
     button,
+    label,
     page_layout,
     wrapped,
 )
-from quantstudio.gui.widgets.grow import resize_around
+from quantstudio.gui.widgets.grow import grow_to_fit, resize_around
 
 LONG = "Add a folder with config.json and .safetensors files, or drop one here. Models that other tools downloaded " * 2
 
@@ -109,4 +110,23 @@ def test_a_dialog_grows_around_its_middle_and_stays_on_the_screen(qtbot):
     resize_around(dialog, 500, 600)
     assert room.contains(dialog.frameGeometry())
     resize_around(dialog, room.width() + 500, room.height() + 500)
+    assert room.contains(dialog.frameGeometry())
+
+
+def test_a_text_that_comes_makes_a_dialog_grow_downwards(qtbot):
+    dialog = QDialog()
+    qtbot.addWidget(dialog)
+    layout = QVBoxLayout(dialog)
+    text = label("", wrap=True)
+    layout.addWidget(text)
+    room = dialog.screen().availableGeometry()
+    dialog.resize(200, 60)
+    dialog.show()
+    dialog.move(room.left() + 50, room.top() + 50)
+    text.setText(LONG)
+    grow_to_fit(dialog)
+    assert (dialog.y(), dialog.height() > 60) == (room.top() + 50, True)
+    dialog.move(room.left() + 50, room.bottom() - 80)
+    text.setText(LONG * 2)
+    grow_to_fit(dialog)
     assert room.contains(dialog.frameGeometry())

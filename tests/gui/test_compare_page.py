@@ -204,3 +204,14 @@ def test_the_table_goes_to_the_clipboard_as_markdown(both, open_page):
     page.show_runs(both)
     page.copy_table()
     assert QGuiApplication.clipboard().text().startswith("|  | Original |")
+
+
+def test_the_first_choice_is_measured_runs(runs, make_run, open_page):
+    bare = dict.fromkeys(("original_first", "quantized", "original_last", "quality"))
+    measured = make_run(runs, "int8")
+    made = make_run(runs, "int4", run_id="starter-int4-20250102-120000", **bare)
+    page = open_page()
+    assert page.picker.picked() == [measured]
+    delete_run(runs / measured)
+    page.reload()
+    assert page.picker.picked() == [made], "better than nothing"

@@ -76,9 +76,10 @@ def measure_sensitivity(
         restart = Restart(model, text)
         judge = Judge(restart.logits)
         whole = Whole(info, recipe, layers, other_bytes, rounded)
-        wholes = _measure_wholes(whole, lambda: judge(restart.run(0)), reporter)
+        steps = _Steps(len(layers), len(_recipes(whole)) * len(EXACT_BITS), reporter, each=each)
+        wholes = _measure_wholes(whole, lambda: judge(restart.run(0)), steps)
         if each:
-            losses = _measure_each(layers, rounded, restart, judge, reporter)
+            losses = _measure_each(layers, rounded, restart, judge, steps)
     if not each:
         del restart, judge
         by_name = {layer.name: (layer.module, layer.specs) for layer in layers}
@@ -106,27 +107,44 @@ def _cut(ids: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     return pieces[torch.linspace(0, len(pieces) - 1, count).round().long()]
 
 
+class _Steps:
+    """One progress for all that is measured, in layers rounded, so that the time left is right from the beginning."""
+
+    def __init__(self, layers: int, wholes: int, reporter: Reporter, *, each: bool) -> None:
+        self._layers, self._reporter = layers, reporter
+        self._by_itself = wholes * layers
+        self._total = self._by_itself + (layers * len(EXACT_BITS) if each else 0)
+
+    def whole(self, number: int, bits: int, group_size: int | None) -> None:
+        """Begin with this whole model. Raises Cancelled."""
+        groups = f"groups of {group_size}" if group_size else "one scale a row"
+        self._reporter.progress(number * self._layers, self._total, "roundings", f"all layers, {bits} bits, {groups}")
+
+    def layer(self, number: int, name: str, bits: int) -> None:
+        """Begin with the so manieth layer by itself. Raises Cancelled."""
+        self._reporter.progress(self._by_itself + number, self._total, "roundings", f"{name}, {bits} bits")
+
+
 def _measure_each(
-    layers: Sequence[Layer], rounded: Rounded, restart: Restart, judge: Judge, reporter: Reporter
+    layers: Sequence[Layer], rounded: Rounded, restart: Restart, judge: Judge, steps: _Steps
 ) -> dict[str, dict[int, float]]:
     losses: dict[str, dict[int, float]] = {}
     for number, layer in enumerate(layers):
         losses[layer.name] = {}
         for bits in EXACT_BITS:
-            reporter.progress(number * len(EXACT_BITS) + bits - 2, len(layers) * len(EXACT_BITS), "runs", layer.name)
+            steps.layer(number * len(EXACT_BITS) + bits - 2, layer.name, bits)
             if spec := layer.specs.get(bits):
                 with replaced([layer.module], [rounded(layer.name, layer.module, spec)]):
                     losses[layer.name][bits] = judge(restart.run(layer.block))
     return losses
 
 
-def _measure_wholes(whole: Whole, run: Callable[[], float], reporter: Reporter) -> list[UniformLoss]:
+def _measure_wholes(whole: Whole, run: Callable[[], float], steps: _Steps) -> list[UniformLoss]:
     """Whole models at each number of bits. `run` judges the model."""
     planned = [(recipe, bits) for recipe in _recipes(whole) for bits in EXACT_BITS]
     found = []
     for number, (recipe, bits) in enumerate(planned):
-        reporter.progress(number, len(planned), "models", f"{recipe.scheme.weight_spec().label}, {bits} bits")
-        reporter.check_cancel()
+        steps.whole(number, bits, recipe.scheme.weight_spec().group_size)
         found.append(whole.measured(recipe, bits, run))
     return [loss for loss in found if loss]
 

@@ -19,7 +19,7 @@ from PySide6.QtWidgets import (
 )
 
 from quantstudio.core.comparison import Comparison, Row, compare
-from quantstudio.core.errors import DiskProblem, QuantStudioError
+from quantstudio.core.errors import DiskProblem, QuantStudioError, RunNotFound
 from quantstudio.core.figures import Chart, has_data
 from quantstudio.core.report import markdown_table
 from quantstudio.core.result import RunResult
@@ -38,8 +38,8 @@ from quantstudio.gui.widgets.scroll_margin import keep_margin
 PICKER_WIDTH = 232
 TWO_CHARTS = 820
 """From this width on two charts stand side by side."""
-MAX_FIRST = 4
-"""How many runs are ticked for a person who comes here for the first time."""
+MAX_FIRST, MAX_READ = 4, 24
+"""How many runs are ticked for a person who comes here for the first time; among how many of the newest they are."""
 
 
 class ComparePage(QWidget):
@@ -82,7 +82,7 @@ class ComparePage(QWidget):
         before = self.picker.picked()
         self.picker.fill(self.headers)
         if not self._touched and not self.picker.picked():
-            self.picker.pick(_first_choice(self.headers))
+            self.picker.pick(self._first_choice())
         self._stack.setCurrentIndex(1 if self.headers else 0)
         if self.picker.picked() != before or not self.results:
             self._show_picked()
@@ -272,6 +272,21 @@ class ComparePage(QWidget):
         keep_margin(self._area, layout, QMargins(0, 0, MARGIN, MARGIN))
         self._place_charts()
 
+    def _first_choice(self) -> list[str]:
+        """The newest measured runs of the model that was worked on last; any while none of them was measured."""
+        if not self.headers:
+            return []
+        model = (self.headers[0].model, self.headers[0].original_bytes)
+        alike = [header.id for header in self.headers if (header.model, header.original_bytes) == model][:MAX_READ]
+        measured = [run_id for run_id in alike if self._is_measured(run_id)]
+        return (measured or alike)[:MAX_FIRST]
+
+    def _is_measured(self, run_id: str) -> bool:
+        try:
+            return self._result(run_id).quantized is not None
+        except RunNotFound:
+            return False  # said when it is ticked
+
     def _result(self, run_id: str) -> RunResult:
         if run_id not in self._cache:
             self._cache[run_id] = read_result(self.context.settings.runs_path / run_id)
@@ -311,14 +326,6 @@ class ComparePage(QWidget):
                 grid.addWidget(card, place // columns, place % columns, 1, 2 if last_alone else 1)
             grid.setColumnStretch(1, 1 if columns == 2 else 0)
             grid.setColumnStretch(0, 1)
-
-
-def _first_choice(headers: list[RunHeader]) -> list[str]:
-    """The newest runs of the model that was worked on last."""
-    if not headers:
-        return []
-    model = (headers[0].model, headers[0].original_bytes)
-    return [header.id for header in headers if (header.model, header.original_bytes) == model][:MAX_FIRST]
 
 
 def _legend(group: Comparison) -> str:

@@ -31,7 +31,7 @@ from quantstudio.gui.widgets.run_list import RunList, listed_runs
 LOOK_MS = 100
 OTHERS_MS = 1000
 """How often what is at work in another process, such as a terminal's, is read again from its folder."""
-LIST_WIDTH = 252
+LIST_WIDTH = 268
 
 
 class RunPage(QWidget):

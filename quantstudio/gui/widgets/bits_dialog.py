@@ -31,7 +31,7 @@ _WHY = (
     "the model's answers move. Then bits can be spent where they matter."
 )
 _KEYS = "Click a cell for its next number of bits, or press 2, 3, 4, 8, + or −. Click a name to choose a row or column."
-_COLOUR = "The warmer the colour, the more sensitive the layer."
+_COLOUR = "Rows are the model's blocks from first to last. The warmer the colour, the more sensitive the layer."
 _BUSY = "A run is at work. Measuring would disturb it and be disturbed; start it when the run has finished."
 
 
@@ -139,10 +139,11 @@ class BitsDialog(QDialog):
         inner.addLayout(numbers)
         inner.addWidget(self.map, 1)
         inner.addWidget(label(f"{tr(_KEYS)} {tr(_COLOUR)}", "caption", wrap=True))
+        inner.addWidget(self.warning)  # at the end: it comes and goes while the slider and the map are under the mouse
         layout = QVBoxLayout(self)
         layout.setContentsMargins(SPACE, SPACE, SPACE, SPACE)
         layout.setSpacing(12)
-        for part in (self.why, self.problem, self.warning, self.waiting, self.bar):
+        for part in (self.why, self.problem, self.waiting, self.bar):
             layout.addWidget(part)
         layout.addWidget(self._body, 1)
         layout.addStretch()

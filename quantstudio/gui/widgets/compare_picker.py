@@ -74,13 +74,13 @@ class PickDelegate(QStyledItemDelegate):
         small.setPointSizeF(font.pointSizeF() - 1)
         font.setWeight(QFont.Weight.DemiBold if ticked else QFont.Weight.Normal)
         text = QRect(box.left() + 34, box.top() + 5, box.width() - 40, 20)
-        for line, face, colour in (
-            (str(index.data()), font, tokens.text),
-            (str(index.data(SECOND)), small, tokens.muted),
+        for line, face, colour, elide in (  # names often differ at their end
+            (str(index.data()), font, tokens.text, Qt.TextElideMode.ElideMiddle),
+            (str(index.data(SECOND)), small, tokens.muted, Qt.TextElideMode.ElideRight),
         ):
             painter.setFont(face)
             painter.setPen(QColor(colour))
-            words = QFontMetrics(face).elidedText(line, Qt.TextElideMode.ElideRight, text.width())
+            words = QFontMetrics(face).elidedText(line, elide, text.width())
             painter.drawText(text, Qt.AlignmentFlag.AlignVCenter, words)
             text.translate(0, 20)
         painter.restore()
@@ -108,7 +108,7 @@ class RunPicker(QListWidget):
             item = QListWidgetItem(header.name)
             label = "" if header.label in header.name else header.label
             model = "" if header.model in header.name else header.model
-            second = " · ".join(part for part in (model, label, when(header.created, now)) if part)
+            second = " · ".join(part for part in (model, when(header.created, now), label) if part)
             item.setData(ID, header.id)
             item.setData(SECOND, second)
             item.setToolTip(wrapped(f"{header.name}: {header.summary}"))

@@ -80,8 +80,8 @@ class CompareModel(QAbstractTableModel):
         return wrapped(f"{row_name(row)}: {self.below(row)}") if role == Qt.ItemDataRole.ToolTipRole else None
 
     def below(self, row: Row) -> str:
-        """The second line of a model's heading: its scheme, or the original's name."""
-        return self.group.model_name if row.is_original else row.label
+        """The second line of a model's heading: its scheme, where its name is another, or the original's name."""
+        return self.group.model_name if row.is_original else row.label if row.label != row.name else ""
 
     def starts_section(self, section: int) -> bool:
         """Whether a line belongs above this quantity."""
@@ -161,7 +161,7 @@ class ModelsHeader(QHeaderView):
         right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
         painter.setFont(big)
         painter.setPen(QColor(tokens.text))
-        name = QFontMetrics(big).elidedText(row_name(row), Qt.TextElideMode.ElideRight, text.width())
+        name = QFontMetrics(big).elidedText(row_name(row), Qt.TextElideMode.ElideMiddle, text.width())
         painter.drawText(QRect(text.left(), rect.top() + 8, text.width(), 20), right, name)
         painter.setFont(small)
         painter.setPen(QColor(tokens.muted))

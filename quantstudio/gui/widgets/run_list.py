@@ -134,7 +134,8 @@ class RunDelegate(QStyledItemDelegate):
         name_box = QRect(inner.left() + 16, inner.top(), inner.width() - 16, 20)
         painter.setFont(font)
         painter.setPen(QColor(tokens.accent if chosen else tokens.text))
-        painter.drawText(name_box, Qt.AlignmentFlag.AlignVCenter, _elided(run.name, font, name_box.width()))
+        name = QFontMetrics(font).elidedText(run.name, Qt.TextElideMode.ElideMiddle, name_box.width())
+        painter.drawText(name_box, Qt.AlignmentFlag.AlignVCenter, name)  # names often differ at their end
         line_box = QRect(name_box.left(), inner.top() + 22, name_box.width(), 18)
         painter.setFont(small)
         painter.setPen(QColor(tokens.muted))
@@ -187,7 +188,7 @@ def _second_line(run: ListedRun) -> str:
         # The label is often part of the name already.
         label = "" if run.label and run.label in run.name else run.label
         status = "" if run.status is Status.DONE else status_words(run.status)
-        return " · ".join(part for part in (status, label, when(run.created, time.time())) if part)
+        return " · ".join(part for part in (status, when(run.created, time.time()), label) if part)
     note = f"{run.note} · {run.fraction * 100:.0f} %" if run.note else ""
     return note or status_words(run.status)
 

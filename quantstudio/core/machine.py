@@ -15,6 +15,7 @@ from quantstudio.core.engines import onnx_runtime_is_installed
 from quantstudio.core.errors import DiskProblem
 
 GPU_QUERY_SECONDS = 3.0
+_TOOL = "nvidia-smi"
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use; elsewhere there is no such folder."""
 
@@ -77,13 +78,18 @@ def free_disk(folder: Path) -> int:
         ) from error
 
 
+def may_have_gpu() -> bool:
+    """Whether NVIDIA's tool is installed, which says so without waiting for it."""
+    return shutil.which(_TOOL) is not None
+
+
 @cache
 def _gpus() -> tuple[str, int, int]:
     """Name and memory of the first NVIDIA GPU, and how many there are; ("", 0, 0) without one.
 
     Asked once: hardware does not change.
     """
-    tool = shutil.which("nvidia-smi")
+    tool = shutil.which(_TOOL)
     if tool is None:
         return "", 0, 0
     command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]

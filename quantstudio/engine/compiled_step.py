@@ -41,7 +41,7 @@ class CompiledStep:
         return self._first(token, cache)
 
     def _first(self, token: torch.Tensor, cache: StaticCache) -> torch.Tensor:
-        self._reporter.progress(0, 1, "", compiling.IN_PROGRESS)
+        self._reporter.notice("The model is being compiled for writing: up to a minute, the next time less.")
         compiling.forget_counts()
         started = time.monotonic()
         try:

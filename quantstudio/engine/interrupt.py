@@ -1,4 +1,4 @@
-"""Stopping in the middle of a forward pass.
+"""Stopping in the middle of a forward pass, or of what libraries do for long without asking.
 
 A piece of a prompt can take a model seconds, and a person who presses Stop should not wait for them. So while a prompt
 is read every layer looks first whether it should go on; an answer's tokens are short enough to be looked at between.
@@ -6,12 +6,15 @@ is read every layer looks first whether it should go on; an answer's tokens are 
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+_LOOK_S = 0.2
 
 
 class Interrupted(Exception):
@@ -64,6 +67,42 @@ def checked(model: nn.Module, check: Callable[[], None]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Ask(BaseException):
+    """Raised into a thread from another one: `check` would raise now. Libraries that catch errors let it pass."""
+
+
+@contextmanager
+def checked_meanwhile(check: Callable[[], None]) -> Iterator[None]:
+    """Raise what `check` raises out of Python code in the body that never calls it: torch compiles for many seconds.
+
+    `check` is called in another thread, and once more in this one. Calls into C are finished first.
+    """
+    over, lock, here = threading.Event(), threading.Lock(), threading.get_ident()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            try:
+                check()
+            except Exception:
+                with lock:  # nothing may be raised into what comes after the body
+                    if not over.is_set():
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(_Ask))
+                return
+
+    thread = threading.Thread(target=watch, name="checks", daemon=True)
+    thread.start()
+    try:
+        try:
+            yield
+        finally:
+            with lock:
+                over.set()
+            thread.join()
+    except _Ask:
+        check()
+        raise AssertionError("a check that raised has changed its mind") from None
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from quantstudio.core.conversation import Turn, load_conversation, recent_conver
 from quantstudio.core.jobs import Sampling
 from quantstudio.core.protocol import Answer
 from quantstudio.core.result import Interval, KvCacheCost
+from quantstudio.core.settings import Settings
 from quantstudio.gui.pages.chat_page import ChatPage, _menu_text
 from quantstudio.gui.widgets.chat_bubbles import Bubble, ChatView, answer_words
 from quantstudio.gui.widgets.chat_options import ChatOptions, sampling_specs
@@ -313,6 +315,17 @@ def test_another_key_value_cache_or_kernel_loads_the_model_again(page, qtbot, mo
     qtbot.waitUntil(lambda: page.client.is_ready, timeout=5000)
     assert [(machine.kv_cache, machine.kernel) for machine in opened] == [("int8", "auto"), ("int8", "dequantized")]
     assert [turn.content for turn in page.conversation.turns] == ["hello", "hello "]
+
+
+@pytest.mark.parametrize("tool", [None, "/usr/bin/nvidia-smi"])
+def test_compiling_is_offered_where_there_may_be_a_gpu(qtbot, monkeypatch, tool):
+    monkeypatch.setattr(shutil, "which", lambda name: tool)
+    options = ChatOptions()
+    qtbot.addWidget(options)
+    assert ("machine.compile" in options.machine_editors) == (tool is not None)
+    if tool:
+        options.machine_editors["machine.compile"].set_value(True)
+        assert options.machine(Settings()).compile
 
 
 def test_the_status_says_what_runs_the_model(page, qtbot):

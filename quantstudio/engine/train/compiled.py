@@ -19,6 +19,7 @@ from torch import nn
 
 from quantstudio.core.humanize import human_seconds
 from quantstudio.engine import compiling
+from quantstudio.engine.interrupt import checked_meanwhile
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.sensitivity.restart import decoder_blocks
 from quantstudio.engine.train import group
@@ -78,11 +79,17 @@ class _Blocks:
 
 @contextmanager
 def compiled(
-    lesson: Lesson, teacher: nn.Module | None, length: int, place: Place, reporter: Reporter
+    lesson: Lesson,
+    teacher: nn.Module | None,
+    length: int,
+    place: Place,
+    reporter: Reporter,
+    check: Callable[[], None],
 ) -> Iterator[None]:
     """Give the lessons of the body to compiled blocks, if that works; what came of it is said.
 
-    `length`: of a sequence. Where several processes train, every one must call this.
+    `length`: of a sequence. `check` is called while torch compiles, and raises what ends the training. Where several
+    processes train, every one must call this.
     """
     if reason := compiling.why_not(place.device):
         _say_without(reporter, reason)
@@ -91,7 +98,7 @@ def compiled(
     compiling.keep_programs()
     blocks = _Blocks()
     try:
-        with compiling.settings_for_training():
+        with compiling.settings_for_training(), checked_meanwhile(check):
             blocks.add(lesson.student, lesson.student)
             if teacher is not None:
                 blocks.add(teacher, lesson.student)

@@ -287,7 +287,8 @@ def _attempt(course: Course, student: Student, lesson: Lesson, place: Place) -> 
     lessons = Lessons(data.training, data.training_mask, settings.steps * settings.batch, settings.seed)
     trainer = QatTrainer(lesson, lessons, settings, place, [follower])
     length = data.training.shape[1]
-    with compiled(lesson, teacher, length, place, course.reporter) if course.compile else nullcontext():
+    ways = compiled(lesson, teacher, length, place, course.reporter, course.check) if course.compile else nullcontext()
+    with ways:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 

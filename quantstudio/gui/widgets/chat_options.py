@@ -14,6 +14,7 @@ from PySide6.QtWidgets import QComboBox, QFrame, QLineEdit, QPlainTextEdit, QScr
 
 from quantstudio.core.fieldspec import FieldKind, FieldSpec, field_specs
 from quantstudio.core.jobs import Sampling
+from quantstudio.core.machine import may_have_gpu
 from quantstudio.core.recipe import MachineSection
 from quantstudio.core.settings import Settings
 from quantstudio.gui.forms.editors import Editor, editor_for
@@ -22,6 +23,8 @@ from quantstudio.gui.widgets.basics import button, label, wrapped
 
 WIDTH = 264
 ENGINE, KERNEL, KV_CACHE = "machine.engine", "machine.kernel", "machine.kv_cache"
+COMPILE = "machine.compile"
+"""Only where there may be a GPU."""
 SEED = "seed"
 STOP = "stop"
 MAX_SEED = 2**31 - 1
@@ -141,7 +144,8 @@ class ChatOptions(QScrollArea):
 
     def _make_machine(self) -> None:
         """The recipe's own fields, with the measured figure below the cache."""
-        for spec in (spec for spec in field_specs() if spec.path in (ENGINE, KERNEL, KV_CACHE)):
+        shown = (ENGINE, KERNEL, KV_CACHE, *((COMPILE,) if may_have_gpu() else ()))
+        for spec in (spec for spec in field_specs() if spec.path in shown):
             editor = editor_for(spec)
             editor.set_value(spec.default)
             editor.control.setMaximumWidth(WIDTH)

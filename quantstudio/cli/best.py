@@ -12,7 +12,8 @@ from quantstudio.core.contest import QUANTIZED, TITLES, VERDICT_WORDS, Contest, 
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.humanize import human_bytes, human_seconds
 from quantstudio.core.jobs import ContestJob, SensitivityJob
-from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_io import recipe_to_toml
 from quantstudio.core.recipe_precision import Uniform
 from quantstudio.core.result import Interval

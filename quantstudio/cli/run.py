@@ -15,7 +15,8 @@ from quantstudio.core.errors import RunNotFound
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
 from quantstudio.core.job_environment import prepare_this_process
 from quantstudio.core.jobs import ContestJob, MeasureJob, PreviewDataJob, RunJob, SensitivityJob
-from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
 from quantstudio.core.result import Interval, Measurement, RunResult
 from quantstudio.core.run_state import Status

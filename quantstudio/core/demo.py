@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quantstudio.core.recipe import OutputSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import OutputSection, Recipe
 
 
 def demo_recipes() -> tuple[Recipe, ...]:

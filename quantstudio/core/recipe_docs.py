@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 from quantstudio.core.fieldspec import FieldKind, FieldSpec, field_specs
-from quantstudio.core.recipe import PRESET_TEXTS, Recipe
+from quantstudio.core.presets import PRESET_TEXTS
+from quantstudio.core.recipe import Recipe
 
 _HEAD = """# The recipe
 

@@ -9,7 +9,8 @@ from quantstudio.cli.main import build_parser
 from quantstudio.core.command_line import command_arguments
 from quantstudio.core.errors import RecipeError
 from quantstudio.core.fieldspec import field_specs
-from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_io import parse_recipe
 
 RECIPES = [

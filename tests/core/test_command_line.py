@@ -6,7 +6,8 @@ import pytest
 
 from quantstudio.core.command_line import command_arguments, command_line
 from quantstudio.core.fieldspec import FieldKind, defaults, field_specs, flat, nested
-from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_io import parse_recipe, recipe_from_dict
 
 CHANGED = parse_recipe(

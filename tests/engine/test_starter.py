@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.paths import resources, starter_model
 from quantstudio.core.plan import make_plan
-from quantstudio.core.recipe import BuiltinText, MeasureSection, Preset, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import BuiltinText, MeasureSection
 from quantstudio.engine.load import load_model
 from quantstudio.engine.measure.quality import measure_quality
 from quantstudio.engine.measure.text import read_text

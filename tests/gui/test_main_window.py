@@ -26,7 +26,8 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from quantstudio.core.recipe import OutputSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import OutputSection, Recipe
 from quantstudio.core.run_state import Status
 from quantstudio.core.settings import Settings
 from quantstudio.gui import demo

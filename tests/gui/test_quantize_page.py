@@ -8,7 +8,8 @@ from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QFileDialog
 
 from quantstudio.core.errors import DiskProblem
-from quantstudio.core.recipe import MachineSection, ModelSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import MachineSection, ModelSection, Recipe
 from quantstudio.core.recipe_io import load_recipe
 from quantstudio.core.settings import Settings
 from quantstudio.gui.pages.quantize_page import QuantizePage

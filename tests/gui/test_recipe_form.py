@@ -9,7 +9,8 @@ from PySide6.QtGui import QWheelEvent
 from PySide6.QtWidgets import QApplication
 
 from quantstudio.core.fieldspec import FieldKind, FieldSpec, defaults, field_specs, flat, nested
-from quantstudio.core.recipe import Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import parse_recipe, recipe_from_dict
 from quantstudio.gui.forms.editors import FloatEditor, IntEditor, LinesEditor, ModelEditor, editor_for
 from quantstudio.gui.forms.recipe_form import RecipeForm

@@ -17,7 +17,8 @@ from quantstudio.core.command_line import command_line
 from quantstudio.core.disk import write_atomically
 from quantstudio.core.errors import QuantStudioError
 from quantstudio.core.fieldspec import flat, nested
-from quantstudio.core.recipe import ModelSection, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import Preset, preset_recipe
+from quantstudio.core.recipe import ModelSection, Recipe
 from quantstudio.core.recipe_io import load_recipe, recipe_from_dict, recipe_to_toml
 from quantstudio.core.settings import Settings
 from quantstudio.gui.background import Latest

@@ -6,7 +6,8 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QButtonGroup, QGridLayout, QPushButton
 
-from quantstudio.core.recipe import PRESET_TEXTS, Preset, Recipe, preset_recipe
+from quantstudio.core.presets import PRESET_TEXTS, Preset, preset_recipe
+from quantstudio.core.recipe import Recipe
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import GAP, Card, label, wrapped
 

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from quantstudio.core import protocol, result, run_store
-from quantstudio.core.recipe import W4A16, W8A16, OutputSection, Recipe
+from quantstudio.core.recipe import OutputSection, Recipe
 from quantstudio.core.run_state import Status
+from quantstudio.core.schemes import W4A16, W8A16
 
 
 def spread(median, width=0.02):

@@ -88,6 +88,8 @@ def test_rounded_activations_go_the_long_way(tmp_path):
 def test_kernels_are_tried_on_the_gpu_and_told_of(tmp_path, monkeypatch):
     """Weights of 32 MB in bf16 take longer to read than those in 4 bits, and one row of either is far from a prompt."""
     monkeypatch.setattr(trial, "_DISTURBED", float("inf"))
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()  # what the tests before this one keep
     trials = Trials(torch.device("cuda"), 60.0, tmp_path / "kernels.json")
     chooser = Chooser(torch.device("cuda"), "auto", print, trials)
     kernel = chooser.choose(W4A16(group_size=128).weight_spec(), 4096, 4096)
@@ -98,6 +100,6 @@ def test_kernels_are_tried_on_the_gpu_and_told_of(tmp_path, monkeypatch):
     own, bf16 = chooser.totals()
     assert 1e-6 < own.one < own.prompt < 1e-2
     assert 5e-6 < bf16.one < 1e-3, "32 MB at 0.03 to 6 TB a second"
-    assert torch.cuda.memory_reserved() < 256 << 20, "what was tried is gone again"
+    assert torch.cuda.memory_reserved() - before < 256 << 20, "what was tried is gone again"
     trials.save()
     assert torch.cuda.get_device_name() in (tmp_path / "kernels.json").read_text()

@@ -59,9 +59,10 @@ def written(tmp_path_factory):
     return make
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scheme", [W8A16(), W8A8(), W4A16(), W4A8(), W3A16(), W2A16()], ids=lambda each: each.kind)
-def test_the_same_tokens_as_generate(scheme, written):
-    loaded = load_model(written(scheme).folder, "cpu", silent())
+def test_the_same_tokens_as_generate(scheme, device, written):
+    loaded = load_model(written(scheme).folder, device, silent())
     assert_same_tokens(Generator(loaded), written(scheme), 0.2 if scheme.kind.endswith("a8") else 0.1)
 
 

@@ -317,7 +317,7 @@ class MachineSection(Section):
             "labels": {
                 "auto": "Fastest here (tried)",
                 "cpu_int4": "CPU, int4 and fewer bits",
-                "cpu_int8_bags": "CPU (x86), int8 weights, with or without int8 activations",
+                "cpu_int8_bags": "CPU (x86), int8",
                 "cpu_int8": "CPU, int8 weights",
                 "cpu_int8_dynamic": "CPU, int8 weights and activations",
                 "gpu_int4": "GPU, int4 and fewer bits",

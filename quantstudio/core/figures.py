@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_LABEL = 30
+MAX_LABEL, LETTERS_PER_INCH = 30, 4.4
 _LOCK = threading.RLock()
 
 
@@ -258,14 +258,14 @@ def _draw_memory(figure: Any, group: Comparison, style: ChartStyle) -> None:
 
 def _draw_latency(figure: Any, group: Comparison, style: ChartStyle) -> None:
     left, right = _panels(figure, 2)
-    _bars(left, group, style, "ttft", "Time to first token", "ms, less is better", 1e3)
-    _bars(right, group, style, "decode_tps", "Speed of the answer", "tokens/s, more is better", 1.0, names=False)
+    _bars(left, group, style, "ttft", "First token", "ms,\nless is better", 1e3)
+    _bars(right, group, style, "decode_tps", "Answer speed", "tokens/s,\nmore is better", 1.0, names=False)
 
 
 def _draw_quality(figure: Any, group: Comparison, style: ChartStyle) -> None:
     left, right = _panels(figure, 2)
-    _bars(left, group, style, "change", "Change of perplexity", "%, less is better", 100.0)
-    _bars(right, group, style, "kl", "KL divergence", "nats, less is better", 1.0, names=False)
+    _bars(left, group, style, "change", "Perplexity", "change in %,\nless is better", 100.0)
+    _bars(right, group, style, "kl", "KL divergence", "nats,\nless is better", 1.0, names=False)
 
 
 def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
@@ -332,6 +332,7 @@ def _panels(figure: Any, count: int) -> list[Axes]:
     made = list(figure.subplots(1, count, squeeze=False)[0])
     for axes in made:
         axes.locator_params(axis="x", nbins=5 if count == 1 else 3)
+        axes.xaxis.set_major_formatter("{x:g}")  # 0 and 0.02, not 0.00 and 0.02
     return made
 
 
@@ -345,7 +346,8 @@ def _prepare_bars(axes: Axes, group: Comparison, style: ChartStyle, title: str, 
     _plain_axes(axes, style)
     axes.set_title(title, loc="left", weight="bold", size=style.font_size + 1)
     axes.set_xlabel(unit)
-    axes.set_yticks(range(len(group.rows)), [_label(row) if names else "" for row in group.rows])
+    most = _longest_label(axes)
+    axes.set_yticks(range(len(group.rows)), [_label(row, most) if names else "" for row in group.rows])
     axes.set_ylim(len(group.rows) - 0.5, -0.5)  # the original on top
     axes.grid(visible=True, axis="x", color=style.grid, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
@@ -369,10 +371,17 @@ def _label_ends(axes: Axes, ends: Sequence[float], texts: Sequence[str], style: 
         )
 
 
-def _label(row: Row) -> str:
+def _longest_label(axes: Axes) -> int:
+    """How many letters a name may have beside the bars, which need most of the room, above all where two share it."""
+    figure: Any = axes.get_figure(root=False)
+    inches = figure.bbox.width / figure.dpi
+    return max(12, min(MAX_LABEL, int(inches * LETTERS_PER_INCH))) if len(figure.axes) > 1 else MAX_LABEL
+
+
+def _label(row: Row, most: int = MAX_LABEL) -> str:
     text = "Original" if row.is_original else row.name
-    half = (MAX_LABEL - 1) // 2
-    return text if len(text) <= MAX_LABEL else f"{text[:half]}…{text[-half:]}"
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def _blend(colour: str, background: str, strength: float) -> str:

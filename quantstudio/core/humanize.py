@@ -28,7 +28,7 @@ def human_seconds(seconds: float) -> str:
         return "–" + human_seconds(-seconds)
     if seconds < 0.9995:
         return f"{_three(seconds * 1e3)} ms"
-    if seconds < MINUTE:
+    if seconds < 59.95:  # what rounds to 60.0 is a minute
         return f"{_three(seconds)} s"
     if (whole := round(seconds)) < HOUR:
         return f"{whole // MINUTE} min {whole % MINUTE:02d} s"

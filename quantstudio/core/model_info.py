@@ -18,6 +18,7 @@ from quantstudio.core.model_files import CONFIG, MAX_CONFIG_BYTES, read_header, 
 from quantstudio.core.model_parts import (
     PACKED,
     QUANTIZED_COMPANIONS,
+    SCALE,
     TIED_BY_DEFAULT,
     TIED_HEAD,
     Part,
@@ -207,15 +208,37 @@ def _quantized(config: dict[str, Any], tensors: list[TensorInfo]) -> str:
 
 def _parameters(config: dict[str, Any], tensors: list[TensorInfo]) -> int:
     """Number of weights; a packed int32 holds as many as its bits say."""
-    groups = _inner(_inner(config, "quantization_config"), "config_groups")
-    bits = (_number(_inner(_inner(groups, name), "weights"), "num_bits") for name in groups)
-    per_word = 32 // min((number for number in bits if 0 < number <= 8), default=4)
+    specs = _packings(config)
+    scales = {tensor.name: tensor.shape for tensor in tensors if tensor.name.endswith(SCALE)}
     total = 0
     for tensor in tensors:
-        leaf = tensor.name.rpartition(".")[2]
-        if leaf not in QUANTIZED_COMPANIONS:
-            total += prod(tensor.shape) * (per_word if leaf == PACKED else 1)
+        module, _, leaf = tensor.name.rpartition(".")
+        if leaf == PACKED and tensor.shape:
+            columns = _columns(tensor.shape[-1], scales.get(f"{module}.{SCALE}", ()), specs)
+            total += prod(tensor.shape[:-1]) * columns
+        elif leaf not in QUANTIZED_COMPANIONS:
+            total += prod(tensor.shape)
     return total
+
+
+def _packings(config: dict[str, Any]) -> list[tuple[int, int]]:
+    """(bits, group size or 0) of each scheme in a compressed-tensors configuration, those with groups first."""
+    groups = _inner(_inner(config, "quantization_config"), "config_groups")
+    weights = [_inner(_inner(groups, name), "weights") for name in groups]
+    found = [(_number(each, "num_bits"), _number(each, "group_size")) for each in weights]
+    return sorted((each for each in found if 0 < each[0] <= 8), key=lambda each: (each[1] == 0, each))
+
+
+def _columns(words: int, scale: tuple[int, ...], specs: list[tuple[int, int]]) -> int:
+    """Weights in a row of so many int32. Layers may differ in bits: which scheme it was is told by the scales' number.
+
+    Without groups a last word that is not full is counted as if it were.
+    """
+    for bits, group_size in specs:
+        columns = scale[-1] * group_size if scale and group_size else words * 32 // bits
+        if -(-columns * bits // 32) == words:
+            return columns
+    return words * 32 // min((bits for bits, _ in specs), default=4)
 
 
 def _inner(data: dict[str, Any], key: str) -> dict[str, Any]:

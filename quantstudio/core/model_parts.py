@@ -85,7 +85,7 @@ TIED_BY_DEFAULT = frozenset({
 
 QUANTIZED_COMPANIONS = frozenset({"weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale"})
 """What compressed-tensors stores beside the codes of a weight, under the same module."""
-PACKED = "weight_packed"
+PACKED, SCALE = "weight_packed", "weight_scale"
 
 
 def part_of(name: str, shape: tuple[int, ...]) -> Part:

@@ -271,3 +271,18 @@ def test_a_pipe_does_not_make_us_wait(make_model, name):
     else:
         with pytest.raises((ModelNotFound, ModelUnsafe)):
             read_model_info(folder)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_packed_weights_are_counted_where_layers_differ_in_bits(make_model, bits):
+    tensors = make_model.llama_tensors()
+    down = "model.layers.0.mlp.down_proj"
+    rows, columns = tensors.pop(f"{down}.weight")[1]
+    groups, group_size = columns // 8, 8
+    words = -(-columns * bits // 32)
+    tensors |= {f"{down}.weight_packed": ("I32", (rows, words)), f"{down}.weight_scale": ("BF16", (rows, groups))}
+    schemes = {f"group_{each}": {"weights": {"num_bits": each, "group_size": group_size}} for each in (2, 3, 4)}
+    schemes["group_8"] = {"weights": {"num_bits": 8, "group_size": None}}
+    method = {"quant_method": "compressed-tensors", "config_groups": schemes}
+    quantized = read_model_info(make_model("q", tensors=tensors, quantization_config=method))
+    assert quantized.parameters == read_model_info(make_model("p")).parameters

@@ -5,10 +5,11 @@ import io
 
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QGuiApplication
+from PySide6.QtGui import QFontMetrics, QGuiApplication
 from PySide6.QtWidgets import QFileDialog, QLabel
 
 from quantstudio.core.errors import DiskProblem
+from quantstudio.core.result import Interval
 from quantstudio.core.run_store import delete_run
 from quantstudio.gui.pages.compare_page import ComparePage
 from quantstudio.gui.theme import apply_theme
@@ -215,3 +216,16 @@ def test_the_first_choice_is_measured_runs(runs, make_run, open_page):
     delete_run(runs / measured)
     page.reload()
     assert page.picker.picked() == [made], "better than nothing"
+
+
+def test_no_number_is_wider_than_its_column(runs, make_run, open_page, make_result):
+    quality = make_result("int4").quality
+    wide = quality.model_copy(update={"kl": Interval(value=0.00096, low=0.000944, high=0.000978)})
+    wide = wide.model_copy(update={"perplexity_change": Interval(value=-0.2144, low=-0.2188, high=-0.2044)})
+    make_run(runs, "int4", quality=wide)
+    page = open_page()
+    (table,) = tables(page)
+    small = table.font()
+    small.setPointSizeF(small.pointSizeF() - 1.5)
+    texts = [cell.detail for row in table.model().group.rows for cell in row.cells.values()]
+    assert table.columnWidth(1) >= max(QFontMetrics(small).horizontalAdvance(text) for text in texts)

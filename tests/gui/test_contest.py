@@ -11,7 +11,7 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.core.result import Interval
 from quantstudio.gui.pages.quantize_page import QuantizePage
 from quantstudio.gui.pages.run_page import RunPage
-from quantstudio.gui.widgets.contest_table import COLUMNS, ContestTable
+from quantstudio.gui.widgets.contest_table import COLUMNS, ContestTable, _signed
 from quantstudio.gui.widgets.contest_view import ContestView
 
 
@@ -70,6 +70,10 @@ def test_the_table_needs_no_scrolling_at_the_width_of_its_dialog(table):
     table.show_contest(contest())
     table.show()
     assert sum(table.columnWidth(place) for place in range(table.columnCount())) <= table.viewport().width()
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    assert [_signed(share) for share in (0.0421, -0.0421, 0.0004, -0.0004)] == ["+4.2", "−4.2", "0.0", "0.0"]
 
 
 def test_noise_and_failures_are_said(qtbot):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from quantstudio.core.humanize import human_seconds
+from quantstudio.core.humanize import rough_seconds
 from quantstudio.core.recipe_method import PRESET_STEPS
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.train import group
@@ -140,9 +140,9 @@ class Follower(TrainerCallback):
         self._timed.append(time.monotonic() - self._step_started)
         if len(self._timed) == _TIMED_STEPS + 1:
             each = sorted(self._timed[1:])[_TIMED_STEPS // 2]
-            presets = ", ".join(f"{name} {human_seconds(each * steps)}" for name, steps in PRESET_STEPS.items())
-            left = human_seconds(each * (self._settings.steps - step))
-            self._reporter.notice(f"Training takes about {left} more on this machine. In all it would take: {presets}.")
+            presets = ", ".join(f"{name} {rough_seconds(each * steps)}" for name, steps in PRESET_STEPS.items())
+            left = rough_seconds(each * (self._settings.steps - step))
+            self._reporter.notice(f"Training takes {left} more on this machine. In all the presets take: {presets}.")
 
 
 def _tensorboard(folder: Path | None) -> tuple[Callable[[str, float, int], Any], Callable[[], Any]]:

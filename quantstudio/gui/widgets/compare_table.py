@@ -225,6 +225,7 @@ class CompareTable(QTableView):
         self.setProperty("role", "plain")
         self.setAccessibleName(f"{tr('Comparison of')} {group.model_name}")
         self.setToolTip(tr("Arrow keys move from cell to cell; point at a name on the left to learn what it means."))
+        self._needed = self._widest_cell(group)
         self._fit_columns()
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 - Qt's name
@@ -238,10 +239,17 @@ class CompareTable(QTableView):
         else:
             event.ignore()
 
+    def _widest_cell(self, group: Comparison) -> int:
+        """Width that no number is cut off in: half a plus sign reads as a minus."""
+        big, small = (QFontMetrics(font) for font in _fonts(self.font()))
+        cells = [cell for row in group.rows for cell in row.cells.values()]
+        texts = [max(big.horizontalAdvance(c.text), small.horizontalAdvance(_detail(c))) for c in cells]
+        return max(MODEL_WIDTH, *(width + 2 * PAD + 2 for width in texts))
+
     def _fit_columns(self) -> None:
         """Share out the room, up to a width at which numbers still stand near each other."""
         count = self.model().columnCount()
-        width = min(220, max(MODEL_WIDTH, self.viewport().width() // max(1, count)))
+        width = max(self._needed, min(220, self.viewport().width() // max(1, count)))
         self.horizontalHeader().setDefaultSectionSize(width)
         scrolls = width * count > self.viewport().width()
         self.setFixedHeight(HEAD_HEIGHT + ROW_HEIGHT * self.model().rowCount() + (16 if scrolls else 2))

@@ -194,8 +194,9 @@ def _range(interval: Interval, text: Callable[[float], str]) -> str:
 
 
 def _signed(share: float) -> str:
-    """`+4.2`, in percent; a minus sign that is one."""
-    return f"{share * 100:+.1f}".replace("-", "−")
+    """`+4.2`, in percent; a minus sign that is one, and none where it rounds to nothing."""
+    text = f"{share * 100:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def _percent(share: float) -> str:

@@ -19,7 +19,7 @@ from quantstudio.gui.tokens import Tokens
 from quantstudio.gui.widgets.row_paint import paint_background, paint_badge, paint_line
 
 ROW_HEIGHT, TILE, INSET, GAP = 64, 36, 12, 12
-RIGHT_WIDTH = 150
+RIGHT_WIDTH = 116
 MODEL_ROLE = Qt.ItemDataRole.UserRole
 FIT_ROLE = Qt.ItemDataRole.UserRole + 1
 _ICONS = {ModelKind.STARTER: "quantstudio", ModelKind.CACHE: "save", ModelKind.RUN: "quantize"}

@@ -232,6 +232,7 @@ class RunDetail(QScrollArea):
         else:
             self.phase.setText(self.state.phases[-1].title if self.state.phases else tr("Starting"))
             self.where.setText(progress_words(self.state, now))
+        self.where.setVisible(bool(self.where.whole_text()))
         self.at.setText(detail_words(self.state))
         self.at.setVisible(bool(self.at.whole_text()))
         self.elsewhere.setVisible(self._elsewhere)

@@ -59,8 +59,10 @@ def _counts() -> dict[str, int]:
 
 
 def is_failure(error: Exception) -> bool:
-    """Whether the exception may be torch.compile's, and not a wish to stop or a lack of memory."""
-    return not isinstance(error, Cancelled | QuantStudioError) and not is_out_of_memory(error)
+    """Whether the exception may be torch.compile's: no wish to stop, no lack of memory, and none of those by which
+    gradient checkpointing leaves a block that it has computed far enough."""
+    checkpointing = type(error).__module__ == "torch.utils.checkpoint"
+    return not (checkpointing or isinstance(error, Cancelled | QuantStudioError) or is_out_of_memory(error))
 
 
 def reason(error: BaseException) -> str:

@@ -5,8 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch.utils.checkpoint import CheckpointError
 
+from quantstudio.core.errors import Cancelled
 from quantstudio.engine import compiling
 
 
@@ -49,3 +52,10 @@ def test_a_reason_is_one_short_line_without_secrets():
 
 def test_nothing_is_compiled_for_a_cpu():
     assert "NVIDIA" in compiling.why_not("cpu")
+
+
+def test_leaving_a_block_early_is_no_failure():
+    assert not compiling.is_failure(CheckpointError("the block has computed what was asked for"))
+    assert not compiling.is_failure(Cancelled())
+    assert not compiling.is_failure(torch.OutOfMemoryError("out of memory"))
+    assert compiling.is_failure(RuntimeError("no compiler was found"))

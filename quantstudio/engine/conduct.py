@@ -38,6 +38,7 @@ from quantstudio.core.run_state import Status
 from quantstudio.core.run_store import RunHeader
 from quantstudio.engine import failures
 from quantstudio.engine.measure.memory import MemorySampler
+from quantstudio.engine.memory import importing
 from quantstudio.engine.recorder import Recorder
 from quantstudio.engine.reporter import Reporter, Sink
 
@@ -169,7 +170,8 @@ def _measure(job: MeasureJob, sink: Sink, cancel: threading.Event) -> dict[str, 
 
 def _sensitivity(job: SensitivityJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
     with MemorySampler(sink):
-        from quantstudio.engine.sensitivity.work import perform_sensitivity
+        with importing():
+            from quantstudio.engine.sensitivity.work import perform_sensitivity
 
         return perform_sensitivity(job, Reporter(sink, cancel)).model_dump(mode="json")
 
@@ -183,14 +185,16 @@ def _contest(job: ContestJob, sink: Sink, cancel: threading.Event) -> dict[str, 
 
 def _chat(job: ChatJob, requests: Requests, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
     with MemorySampler(sink):
-        from quantstudio.engine.chat import run_chat
+        with importing():
+            from quantstudio.engine.chat import run_chat
 
         run_chat(job, requests, Reporter(sink, cancel))
         return {}
 
 
 def _preview_data(job: PreviewDataJob, sink: Sink, cancel: threading.Event) -> dict[str, Any]:
-    from quantstudio.engine.data.preview import preview_for
+    with importing():
+        from quantstudio.engine.data.preview import preview_for
 
     return preview_for(job, Reporter(sink, cancel)).model_dump(mode="json")
 

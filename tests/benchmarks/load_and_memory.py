@@ -162,9 +162,12 @@ def _first_token(folders: list[Path]) -> Figures:
     import threading
 
     from quantstudio.core.jobs import Sampling
-    from quantstudio.engine.generate import Generator
-    from quantstudio.engine.load import load_model
+    from quantstudio.engine.memory import importing
     from quantstudio.engine.reporter import silent
+
+    with importing():
+        from quantstudio.engine.generate import Generator
+        from quantstudio.engine.load import load_model
 
     def work() -> object:
         generator = Generator(load_model(folders[0], "cpu", silent()))

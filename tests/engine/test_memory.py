@@ -1,10 +1,13 @@
 import gc
+import os
+import subprocess
+import sys
 
 import pytest
 
 from quantstudio.engine.load import load_model
 from quantstudio.engine.load_tokenizer import load_tokenizer
-from quantstudio.engine.memory import garbage_kept
+from quantstudio.engine.memory import garbage_kept, importing
 from quantstudio.engine.reporter import silent
 
 
@@ -60,3 +63,29 @@ def test_nothing_is_looked_through_while_a_model_is_loaded(tiny_folder, collecti
     load_model(tiny_folder, "cpu", silent())
     assert len(collections) <= 3  # one before and one after; without, sixty
     assert gc.isenabled()
+
+
+def test_libraries_are_looked_through_neither_while_they_are_imported_nor_later(tmp_path):
+    (tmp_path / "torch.py").write_text("import gc\nassert not gc.isenabled()\nkept = [[] for _ in range(1000)]\n")
+    program = """
+import gc
+from quantstudio.engine.memory import importing
+with importing():
+    import torch
+frozen = gc.get_freeze_count()
+models = [[] for _ in range(1000)]
+with importing():
+    import torch
+print(gc.isenabled(), frozen > 1000, gc.get_freeze_count() == frozen)
+"""
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
+def test_where_torch_is_already_there_nothing_is_kept_for_good():
+    before = gc.get_freeze_count()
+    with importing():
+        assert not gc.isenabled()
+    assert gc.get_freeze_count() == before

@@ -261,6 +261,15 @@ def test_gpus_over_which_a_training_cannot_be_spread(llama, found, wanted, devic
     assert "machine.gpus" not in problems(llama, recipe(machine=section), machine), "nothing is trained"
 
 
+def test_compiling_is_for_gpus(llama):
+    wanted = recipe(machine=MachineSection(compile=True))
+    assert problems(llama, wanted)["machine.compile"].level is Level.WARNING
+    with_gpu = dataclasses.replace(BIG, gpu="H200", gpu_memory=141 * GB)
+    assert "machine.compile" not in problems(llama, wanted, with_gpu)
+    on_cpu = recipe(machine=MachineSection(compile=True, device="cpu"))
+    assert "machine.compile" in problems(llama, on_cpu, with_gpu)
+
+
 def test_this_machine_can_quantize_a_tiny_model(llama, tmp_path):
     assert check_machine(llama, recipe(), tmp_path / "runs" / "not" / "there").output_bytes > 0
 

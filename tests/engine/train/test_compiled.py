@@ -14,6 +14,7 @@ from quantstudio.core.recipe_method import Qat
 from quantstudio.core.schemes import W2A16, W4A8
 from quantstudio.engine import compiling
 from quantstudio.engine.reporter import Reporter
+from quantstudio.engine.train import compiled
 from quantstudio.engine.train.group import Seat, joined, open_store
 
 SCHEME = W2A16(group_size=32)
@@ -96,6 +97,14 @@ def test_gradients_that_cannot_be_compiled_are_known_before_the_first_step(train
     ran = train(ALONE, SCHEME, "broken", compiled=True)
     assert losses(ran) == losses(train(ALONE, SCHEME, "plain"))
     assert any("gradients are too much" in text for text in ran.notices())
+
+
+def test_what_takes_too_much_memory_compiled_is_trained_as_usual(train, graphs, monkeypatch):
+    monkeypatch.setattr(compiled, "fits_still", lambda *_: False)
+    ran = train(ALONE, SCHEME, compiled=True)
+    assert any("its memory does not suffice" in text for text in ran.notices())
+    assert len(losses(ran)) == ALONE.steps
+    assert not graphs, "it is not compiled later on"
 
 
 def test_where_nothing_can_be_compiled_this_is_said(train, monkeypatch):

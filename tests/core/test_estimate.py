@@ -268,6 +268,12 @@ def test_compiling_is_for_gpus(llama):
     assert "machine.compile" not in problems(llama, wanted, with_gpu)
     on_cpu = recipe(machine=MachineSection(compile=True, device="cpu"))
     assert "machine.compile" in problems(llama, on_cpu, with_gpu)
+    for machine, less in ((with_gpu, True), (BIG, False)):
+        plain, compiled = (
+            estimate(llama, each.model_copy(update={"method": Qat(preset="best")}), machine, HOME).seconds
+            for each in (recipe(), wanted)
+        )
+        assert (compiled < plain) is less
 
 
 def test_this_machine_can_quantize_a_tiny_model(llama, tmp_path):

@@ -187,6 +187,14 @@ def test_shift_enter_starts_a_new_line(page, qtbot):
     assert page.conversation.turns == []
 
 
+def test_nothing_in_the_options_is_wider_than_they_are(qtbot):
+    options = ChatOptions()
+    qtbot.addWidget(options)
+    options.resize(options.width(), 400)
+    options.show()
+    assert options.widget().width() == options.viewport().width()
+
+
 def test_the_sampling_controls_are_those_of_the_job(qtbot):
     options = ChatOptions()
     qtbot.addWidget(options)

@@ -6,7 +6,7 @@ import re
 import pytest
 from PySide6.QtCore import QPoint, QPointF, Qt
 from PySide6.QtGui import QWheelEvent
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QAbstractButton, QApplication
 
 from quantstudio.core.fieldspec import FieldKind, FieldSpec, defaults, field_specs, flat, nested
 from quantstudio.core.presets import Preset, preset_recipe
@@ -14,6 +14,7 @@ from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_io import parse_recipe, recipe_from_dict
 from quantstudio.gui.forms.editors import FloatEditor, IntEditor, LinesEditor, ModelEditor, editor_for
 from quantstudio.gui.forms.recipe_form import RecipeForm
+from quantstudio.gui.main_window import SMALLEST
 
 PATHS = [spec.path for spec in field_specs()]
 RICH = parse_recipe(
@@ -238,3 +239,11 @@ def test_numbers_are_shown_as_they_are(qtbot, value):
     assert editor.value() == value
     assert float(editor.box.text().replace(",", "")) == value
     assert not editor.box.text().endswith((".0", "."))
+
+
+def test_every_option_fits_into_the_narrowest_window(form):
+    for fold in form.findChildren(QAbstractButton):
+        if fold.text().startswith("More options"):
+            fold.click()
+    narrowest = SMALLEST.width() - 520  # navigation, margins, scroll bar and the panel of costs
+    assert form.minimumSizeHint().width() <= narrowest

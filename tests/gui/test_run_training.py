@@ -12,7 +12,7 @@ from quantstudio.gui.pages.run_page import RunPage
 from quantstudio.gui.widgets.chart_live import Line, LiveChart, Reference
 from quantstudio.gui.widgets.run_detail import RunDetail
 from quantstudio.gui.widgets.run_samples import SamplesCard, by_step
-from quantstudio.gui.widgets.run_training import TrainingPanel, perplexity_words, references
+from quantstudio.gui.widgets.run_training import TrainingPanel, _rate, perplexity_words, references
 
 TRAINED = Recipe(method=Qat(), output=OutputSection(name="Trained"))
 
@@ -165,3 +165,7 @@ def test_another_run_starts_with_its_own_last_step(qtbot):
     panel.new_run()
     panel.show_state(replay([sample(step, str(step)) for step in (0, 10, 20)]))
     assert panel.samples.current_step() == 20
+
+
+def test_learning_rates_are_written_as_people_write_them():
+    assert [_rate(value) for value in (0.0, 0.001, 8e-05, 1.784e-05)] == ["0", "0.001", "8 · 10⁻⁵", "1.78 · 10⁻⁵"]

@@ -35,6 +35,8 @@ TEXT_FILES = "Text files (*.txt *.md);;All files (*)"
 DATA_FILES = "Text, JSON lines and Parquet (*.txt *.md *.jsonl *.parquet);;All files (*)"
 CHOICE_WIDTH, NUMBER_WIDTH, TEXT_WIDTH = 320, 150, 480
 """Widest that controls grow: a number in a box as wide as the page is hard to read."""
+FEWEST_LETTERS, LIST_AROUND = 8, 24
+"""How narrow a choice may become; what its list needs beside its words."""
 
 
 class Editor(QWidget):
@@ -76,7 +78,11 @@ class ChoiceEditor(Editor):
         self.combo = QComboBox()
         for choice, words in zip(spec.choices, spec.labels, strict=True):
             self.combo.addItem(tr(words), choice)
+        # The longest words must not make the form wider than the window; the list below is as wide as they need.
+        self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.combo.setMinimumContentsLength(FEWEST_LETTERS)
         super().__init__(spec, self.combo, CHOICE_WIDTH)
+        self.combo.view().setMinimumWidth(self.combo.view().sizeHintForColumn(0) + LIST_AROUND)
         _ignore_idle_wheel(self.combo)
         self.combo.activated.connect(lambda _: self.changed.emit())
 

@@ -147,9 +147,12 @@ def _number(value: float) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:.3g}"
+    """`0.001`, `8 · 10⁻⁵`."""
+    digits, _, power = f"{value:.3g}".partition("e")
+    return f"{digits} · 10{str(int(power)).translate(_RAISED)}" if power else digits
 
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SMALL = (
     _Small(
         LOSS, "Training loss", _number, "What each step makes smaller. It scatters, because every step sees other text."

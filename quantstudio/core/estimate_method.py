@@ -78,7 +78,7 @@ def method_seconds(info: ModelInfo, recipe: Recipe, machine: Machine) -> float:
     seconds = calibration if method.kind in NEEDS_DATA and not alone else 0.0
     if isinstance(method, Qat | FineTune):
         student = kept_part(info, recipe).parameters
-        step = student * (LORA_FLOPS if method.train == "lora" else TRAIN_FLOPS)
+        step: float = student * (LORA_FLOPS if method.train == "lora" else TRAIN_FLOPS)
         step += 0 if method.loss == "cross_entropy" else TEACHER_FLOPS * weights
         held_out = recipe.data.held_out_sequences * recipe.data.sequence_length
         step *= COMPILED_SHARE if recipe.machine.compile and _on_gpu(recipe, machine) else 1.0

@@ -96,7 +96,11 @@ def _by_field(costs: Estimate) -> Problems:
 def _with_titles(text: str) -> str:
     """Fields by the words that the form has for them instead of their paths."""
     for spec in field_specs():
+        if spec.path not in text:
+            continue
         text = text.replace(spec.path, f"‘{spec.title}’")
+        for choice, words in zip(spec.choices, spec.labels, strict=True):
+            text = text.replace(f"'{choice}'", f"‘{words}’")
     return text
 
 

@@ -38,6 +38,7 @@ def test_a_group_size_that_does_not_fit_is_said_at_the_group_size(ask):
     assert not cost.startable
     assert "96 does not divide" in cost.problems["scheme.group_size"][0]
     assert "‘When a group size does not fit’" in cost.problems["scheme.group_size"][0], "by its title, not its path"
+    assert "to ‘Use a smaller group’ or ‘Keep in bf16’" in cost.problems["scheme.group_size"][0], "choices, too"
     assert cost.problems["layers.on_misfit"][1] == "info"
     assert ask(scheme__group_size=96, layers__on_misfit="smaller").startable
 

@@ -100,5 +100,8 @@ def test_how_good_estimates_are_is_told_from_the_runs(context, home, qtbot, make
     context.queue.finished.emit("any")
     qtbot.waitUntil(card.table.isVisible, timeout=5000)
     assert card.table.item(0, 2).text() == "800 MB"
+    card.table.setFocus()
+    qtbot.keyClick(card.table, Qt.Key.Key_Tab)
+    assert not card.table.hasFocus(), "Tab does not go through every cell first"
     assert "off by 25 % in the middle" in card.sentence.text()
     assert "multiplied by 0.89 for memory and 1.41 for time" in card.sentence.text()

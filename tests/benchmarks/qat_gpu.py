@@ -78,10 +78,11 @@ class Listener:
             print(f"  {self.label}: {message.text}", flush=True)
 
 
-def prepared(model: LoadedModel, sequences: int) -> Any:
+def prepared(model: LoadedModel, options: argparse.Namespace) -> Any:
     from quantstudio.engine.data.prepare import prepare_data
 
-    return prepare_data(DataSection(calibration_sequences=sequences), model.tokenizer, 0, silent())
+    section = DataSection(calibration_sequences=options.sequences)
+    return prepare_data(section, model.tokenizer, options.seed, silent())
 
 
 def write_model(info: ModelInfo, recipe: Recipe, out: Path, chosen: Chosen | None) -> LoadedModel:
@@ -94,9 +95,9 @@ def ladder(name: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """RTN, GPTQ and QAT at three lengths, all scored on the same windows."""
     folder = resources() / "starter"
     info = read_model_info(folder)
-    machine = MachineSection(device=options.device)
+    machine = MachineSection(device=options.device, seed=options.seed)
     original = load_model(folder, options.device, silent())
-    data = prepared(original, options.sequences)
+    data = prepared(original, options)
     recipes = {"RTN": Recipe(scheme=SCHEMES[name], machine=machine)}
     if options.gptq:
         recipes["GPTQ"] = Recipe(scheme=SCHEMES[name], machine=machine, method=Gptq())
@@ -171,7 +172,7 @@ def tune(out: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     folder = resources() / "starter"
     info = read_model_info(folder)
-    data = prepared(load_model(folder, "cpu", silent()), options.sequences)
+    data = prepared(load_model(folder, "cpu", silent()), options)
     found = {}
     for case in options.cases:
         name, steps, rate, gain_rate, learned = case.split(",")
@@ -411,6 +412,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 200, 800, 1600])
     parser.add_argument("--no-gptq", dest="gptq", action="store_false", help="leave GPTQ out of the ladder")
     parser.add_argument("--sequences", type=int, default=128, help="calibration sequences of GPTQ, where QAT starts")
+    parser.add_argument("--seed", type=int, default=0, help="of the text's pieces, their order and the training")
     parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0 is the automatic one")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of evaluation text")
     parser.add_argument("--shape", default="0.5B", choices=SHAPES)

@@ -30,9 +30,9 @@ from quantstudio.core.working_memory import (
 TRAIN_FLOPS_PER_CORE = 5e10
 """fp32 with fake quantization on a core with AVX-512."""
 GPU_IN_CORES = 50
-COMPILED_SHARE = 0.5
-"""Of the time of a step that a compiled one is taken to need on a GPU. Inferred, not measured: against the fine-tune
-without rounding, compiled or not like itself, QAT costs 1.14 to 1.19 times instead of 1.9 to 2.3 times."""
+COMPILED_SHARE = 0.45
+"""Of the time of a step that a compiled one needs on a GPU: QAT of a 0.5B shape, 0.40 on an H200, 0.44 to 0.54 on an
+H100."""
 TRAIN_FLOPS, LORA_FLOPS, TEACHER_FLOPS = 6, 4, 2
 """Per weight and token: forward and backward; without gradients of frozen weights; the original's forward."""
 CALIBRATE_FLOPS = 6

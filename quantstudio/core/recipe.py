@@ -270,9 +270,9 @@ class MachineSection(Section):
     compile: bool = Field(
         default=False,
         title="Compile",
-        description="Let torch write programs for this model and this GPU. Trainings (QAT, or a fine-tune) take less "
-        "time with them, and models outside of the Llama family may write faster. Making the programs takes up to a "
-        "minute; they are kept on the disk, so that the next time is shorter. Needs an NVIDIA GPU and triton, which "
+        description="Let torch write programs for this model and this GPU. Trainings (QAT, or a fine-tune) take about "
+        "half the time with them, and models outside of the Llama family may write faster. Making the programs takes "
+        "up to two minutes; they are kept on the disk, so that the next time is shorter. Needs an NVIDIA GPU and triton, which "
         "torch brings along on Linux; elsewhere, and where it fails, the run says so and goes on without.",
         json_schema_extra=ADVANCED,
     )

@@ -132,7 +132,7 @@ def _trained_tokens(recipe: Recipe, method: Qat | FineTune) -> int:
 
 
 def _calibration_tokens(recipe: Recipe) -> int:
-    return recipe.text.calibration_sequences * recipe.data.sequence_length
+    return recipe.data.calibration_sequences * recipe.data.sequence_length
 
 
 def _cores(recipe: Recipe, machine: Machine) -> int:

@@ -15,13 +15,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from quantstudio.core.humanize import plural
-from quantstudio.core.recipe_data import CALIBRATION_BESIDE_TRAINING, CALIBRATION_SEQUENCES, DataSection
+from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.recipe_method import (
     LEARNED_BELOW,
-    LONG_TRAINING,
     METHOD_LABELS,
     METHOD_NAMES,
-    FineTune,
     Method,
     Qat,
     RoundToNearest,
@@ -272,8 +270,9 @@ class MachineSection(Section):
         title="Compile",
         description="Let torch write programs for this model and this GPU. Trainings (QAT, or a fine-tune) take about "
         "half the time with them, and models outside of the Llama family may write faster. Making the programs takes "
-        "up to two minutes; they are kept on the disk, so that the next time is shorter. Needs an NVIDIA GPU and triton, which "
-        "torch brings along on Linux; elsewhere, and where it fails, the run says so and goes on without.",
+        "up to two minutes; they are kept on the disk, so that the next time is shorter. Needs an NVIDIA GPU and "
+        "triton, which torch brings along on Linux; elsewhere, and where it fails, the run says so and goes on "
+        "without.",
         json_schema_extra=ADVANCED,
     )
     threads: int = Field(
@@ -421,18 +420,3 @@ class Recipe(Section):
         method = self.method
         everything = isinstance(method, Qat) and method.train == "all" and not method.keep_layers
         return everything and self.scheme.weight_spec().bits < LEARNED_BELOW
-
-    @property
-    def text(self) -> DataSection:
-        """The data section, with nothing left open.
-
-        Beside a long training GPTQ's time hardly counts, and four times the text takes it and the training further:
-        starter model, W4A16 g128, 512 sequences instead of 128: of the loss of rounding, GPTQ wins back 73 instead of
-        70 %, QAT of 1,600 steps 95 instead of 88.
-        """
-        if self.data.calibration_sequences:
-            return self.data
-        trains = isinstance(self.method, FineTune) or self.begins_calibrated
-        long = trains and isinstance(self.method, Qat | FineTune) and self.method.all_steps >= LONG_TRAINING
-        count = CALIBRATION_BESIDE_TRAINING if long else CALIBRATION_SEQUENCES
-        return self.data.model_copy(update={"calibration_sequences": count})

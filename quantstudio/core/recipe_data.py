@@ -111,9 +111,6 @@ DataSource = Annotated[
 ]
 
 
-CALIBRATION_SEQUENCES, CALIBRATION_BESIDE_TRAINING = 128, 512
-
-
 class DataSection(Section):
     """The text that calibrated methods and training learn from. Rounding to nearest needs none."""
 
@@ -147,13 +144,12 @@ class DataSection(Section):
         json_schema_extra=ADVANCED,
     )
     calibration_sequences: int = Field(
-        default=0,
-        ge=0,
+        default=128,
+        ge=1,
         le=65536,
         title="Calibration sequences",
-        description="Pieces of text that calibrated methods look at. More are slower and a little better. 0 takes 128, "
-        "and 512 where a long training begins or ends with GPTQ.",
-        json_schema_extra={"advanced": True, "zero": "Automatic"},
+        description="Pieces of text that calibrated methods look at. More are slower and a little better.",
+        json_schema_extra=ADVANCED,
     )
     held_out_sequences: int = Field(
         default=64,

@@ -233,8 +233,6 @@ LEARNED_BELOW = 8
 """QAT's grids with fewer bits have scales that learn."""
 PRESET_STEPS = {"quick": 50, "better": 200, "best": 800}
 """Steps that belong to 'How long'."""
-LONG_TRAINING = 800
-"""From so many steps on, a minute more before the first one does not count."""
 STEP_TOKENS = 8192
 """Tokens that a step sees unless the recipe says otherwise."""
 NEEDS_DATA = frozenset({"gptq", "awq", "smoothquant", "qat", "finetune_gptq"})

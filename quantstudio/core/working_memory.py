@@ -154,7 +154,7 @@ def calibration_memory(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe) 
     """Peak bytes beside libraries and text while integers are chosen block by block."""
     sizes, method = Sizes.of(info), recipe.method
     streams = 2 if isinstance(method, Gptq | FineTune) else 1
-    tokens = recipe.text.calibration_sequences * recipe.data.sequence_length
+    tokens = recipe.data.calibration_sequences * recipe.data.sequence_length
     activations = streams * 2 * tokens * sizes.width
     inside = [layer for layer in plan.quantized if layer.slot.part is Part.LAYER]
     passing = BATCH_TOKENS * (2 * 3 * sizes.inner + streams * 4 * sizes.inner)

@@ -6,10 +6,7 @@ from quantstudio.core.errors import RecipeError, RecipeTooNew
 from quantstudio.core.fieldspec import FieldKind, defaults, field_specs, flat, is_shown, nested
 from quantstudio.core.presets import Preset, preset_recipe
 from quantstudio.core.recipe import Recipe
-from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.recipe_io import field_problems, load_recipe, parse_recipe, recipe_from_dict, recipe_to_toml
-from quantstudio.core.recipe_method import FineTune, Gptq, Qat
-from quantstudio.core.schemes import W4A16, W8A16
 
 RICH = """
 version = 1
@@ -111,15 +108,3 @@ def test_problems_are_told_by_field():
     problems = field_problems({"scheme": {"kind": "w4a16", "group_size": 0}, "measure": {"trials": 1}})
     assert set(problems) == {"scheme.group_size", "measure.trials"}
     assert field_problems({}) == {}
-
-
-def test_a_long_training_reads_more_calibration_text_where_the_recipe_leaves_it_open():
-    def sequences(method, scheme=None, count=0):
-        recipe = Recipe(method=method, scheme=scheme or W4A16(), data=DataSection(calibration_sequences=count))
-        return recipe.text.calibration_sequences
-
-    assert sequences(Gptq()) == 128
-    assert sequences(Qat(preset="better")) == 128
-    assert sequences(Qat(preset="best")) == sequences(FineTune(steps=800)) == 512
-    assert sequences(Qat(preset="best"), W8A16()) == 128, "it begins at no codes of GPTQ"
-    assert sequences(Qat(preset="best"), count=64) == 64

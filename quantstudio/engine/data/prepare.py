@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantstudio.core.recipe_data import CALIBRATION_SEQUENCES, DataSection
+from quantstudio.core.recipe_data import DataSection
 from quantstudio.core.result import DataSummary
 from quantstudio.engine.data import cache as kept
 from quantstudio.engine.data.document import Source, Warn, refuse
@@ -66,7 +66,7 @@ def _split(section: DataSection, source: Source, blocks: Blocks, tokenizer: Any,
     sizes = passages.ends - passages.starts
     taken = np.zeros(len(sizes), np.bool_)
     wanted_held_out = min(section.held_out_sequences, max(1, total // 4))
-    wanted_calibration = min(_calibration(section), max(1, total // 2))
+    wanted_calibration = min(section.calibration_sequences, max(1, total // 2))
     held_out = packer.pack(
         draw(connected.group, sizes, wanted_held_out * packer.payload, taken, chance), wanted_held_out, chance
     )
@@ -77,7 +77,7 @@ def _split(section: DataSection, source: Source, blocks: Blocks, tokenizer: Any,
     counts = [len(part.ids) for part in (calibration, training, held_out)]
     if not all(counts):
         raise _repeats_itself(source)
-    if counts[0] < _calibration(section) or counts[2] < section.held_out_sequences:
+    if counts[0] < section.calibration_sequences or counts[2] < section.held_out_sequences:
         warn(_fewer(counts, section))
     return _as_tensors(section, source, blocks, calibration, training, held_out)
 
@@ -121,14 +121,10 @@ def _long(ids: NDArray[np.int32]) -> torch.Tensor:
     return torch.from_numpy(ids.astype(np.int64))
 
 
-def _calibration(section: DataSection) -> int:
-    return section.calibration_sequences or CALIBRATION_SEQUENCES
-
-
 def _fewer(counts: list[int], section: DataSection) -> str:
     calibration, training, held_out = counts
     return (
-        f"The text is short: {calibration} sequences for calibration instead of {_calibration(section)}, "
+        f"The text is short: {calibration} sequences for calibration instead of {section.calibration_sequences}, "
         f"{held_out} held out instead of {section.held_out_sequences}, {training} for training."
     )
 

@@ -52,7 +52,7 @@ def prepare_text(recipe: Recipe, folder: Path, run_folder: Path, reporter: Repor
             hint="Use round to nearest or HQQ, which need no text, or add the tokenizer's files to the model's folder.",
             field="method",
         )
-    return prepare_data(recipe.text, tokenizer, recipe.machine.seed, reporter, run_folder / WORK / DATA)
+    return prepare_data(recipe.data, tokenizer, recipe.machine.seed, reporter, run_folder / WORK / DATA)
 
 
 def choose_weights(

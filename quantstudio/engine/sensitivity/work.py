@@ -42,7 +42,7 @@ def sensitivity_of(info: ModelInfo, recipe: Recipe, reporter: Reporter, cache: P
     """Load the model and the recipe's calibration text, and measure. `cache`: where prepared text is kept."""
     torch.set_num_threads(thread_count(recipe.machine))
     loaded = load_model(info.path, recipe.machine.device, reporter)
-    data = prepare_data(recipe.text, loaded.tokenizer, recipe.machine.seed, reporter, cache)
+    data = prepare_data(recipe.data, loaded.tokenizer, recipe.machine.seed, reporter, cache)
     model = loaded.model
     if loaded.device == "cpu" and 4 * info.parameters <= FP32_BYTES:
         model = model.float()

@@ -12,7 +12,8 @@ from quantstudio.core.recipe import OutputSection, Recipe
 from quantstudio.core.run_lock import RunLock
 from quantstudio.core.run_state import MAX_LOG_LINES, RunState, Status, replay
 from quantstudio.core.run_store import EVENTS, RunHeader, create_run, read_header, write_header
-from quantstudio.gui.pages.run_page import RunPage
+from quantstudio.gui.main_window import SMALLEST
+from quantstudio.gui.pages.run_page import LIST_WIDTH, RunPage
 from quantstudio.gui.widgets.run_detail import RunDetail
 from quantstudio.gui.widgets.run_list import listed_runs
 from quantstudio.gui.widgets.run_log import LogFold
@@ -333,3 +334,18 @@ def test_titles_of_steps_are_whole_beside_the_memory(qtbot):
 
 def write(folder, messages):
     (folder / EVENTS).write_bytes(b"".join(protocol.encode(message) for message in messages))
+
+
+def test_a_run_with_every_button_is_no_wider_than_the_narrowest_window(qtbot):
+    detail = RunDetail()
+    qtbot.addWidget(detail)
+    detail.resize(SMALLEST.width() - 184 - LIST_WIDTH, 600)
+    detail.show()
+    card = detail.result_card
+    card.contest.show()
+    card.show()
+    QApplication.processEvents()
+    assert detail.widget().width() == detail.viewport().width()
+    buttons = (card.chat, card.compare, card.contest, card.folder, card.again)
+    assert all(card.rect().contains(button.geometry().translated(button.parentWidget().pos())) for button in buttons)
+    assert card.again.y() > card.chat.y(), "what has no room goes on in the next line"

@@ -10,6 +10,7 @@ from quantstudio.core.protocol import Error
 from quantstudio.core.result import RunResult
 from quantstudio.gui.language import tr
 from quantstudio.gui.widgets.basics import Card, button, column, icon_label, label, row
+from quantstudio.gui.widgets.flow import Flow
 from quantstudio.gui.widgets.run_stopped import RESUME
 
 TILE_WIDTH = 118
@@ -85,7 +86,7 @@ class ResultCard(Card):
             tooltip=tr("This run was one of several ways to the same size: show how they compare."),
         )
         self.contest.hide()
-        self.body.addLayout(row(self.chat, self.compare, self.contest, self.folder, self.again, None))
+        self.body.addWidget(Flow(self.chat, self.compare, self.contest, self.folder, self.again))
         self.body.addLayout(self._texts)
         self._columns = 4
         self._made: list[NumberTile] = []
@@ -159,7 +160,7 @@ class ErrorCard(Card):
         top.addWidget(icon_label("error", "danger"), 0, Qt.AlignmentFlag.AlignTop)
         top.addLayout(texts, 1)
         self.body.addLayout(top)
-        self.body.addLayout(row(self.resume, self.again, self.folder, None))
+        self.body.addWidget(Flow(self.resume, self.again, self.folder))
 
     def show_error(self, error: Error, *, resumable: bool) -> None:
         """Show this error, with Resume where there is something to go on from."""

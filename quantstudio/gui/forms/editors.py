@@ -35,7 +35,7 @@ TEXT_FILES = "Text files (*.txt *.md);;All files (*)"
 DATA_FILES = "Text, JSON lines and Parquet (*.txt *.md *.jsonl *.parquet);;All files (*)"
 CHOICE_WIDTH, NUMBER_WIDTH, TEXT_WIDTH = 320, 150, 480
 """Widest that controls grow: a number in a box as wide as the page is hard to read."""
-FEWEST_LETTERS, LIST_AROUND = 8, 24
+FEWEST_LETTERS, LIST_AROUND = 6, 24
 """How narrow a choice may become; what its list needs beside its words."""
 
 
@@ -284,7 +284,7 @@ class ModelEditor(Editor):
         self.combo, self.line = QComboBox(), QLineEdit()
         self.combo.setLineEdit(self.line)
         self.combo.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
-        self.combo.setMinimumContentsLength(12)
+        self.combo.setMinimumContentsLength(FEWEST_LETTERS)
         self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         super().__init__(spec, self.combo)
         _ignore_idle_wheel(self.combo)

@@ -35,6 +35,8 @@ from quantstudio.engine.safetensors_io import CheckpointReader
 
 CHOSEN = "calibrated"
 HEAD = "head"
+_ROUNDED_AT_ONCE = 1 << 22
+"""Weights of an embedding."""
 
 
 def choose(
@@ -133,12 +135,16 @@ class _Run:
             self._reference.drop()
         self._current.load_shell()
         if self._embedding:
-            table = self._current.model.get_submodule(self._embedding)
-            rounded = quantize_rtn(table.weight.cpu(), self._specs[self._embedding], self._embedding)
-            table.weight.data = rounded.dequantize().to(table.weight.device)
+            self._round_embedding(self._specs[self._embedding])
         batches = [self._current.first_inputs(batch) for batch in id_batches]
         self._current.drop()
         return originals, batches
+
+    def _round_embedding(self, spec: WeightSpec) -> None:
+        """In place and some rows at a time: of a small model with many words it is the largest matrix by far."""
+        table = self._current.model.get_submodule(self._embedding).weight.data
+        for rows in table.split(max(1, _ROUNDED_AT_ONCE // table.shape[1])):
+            rows.copy_(quantize_rtn(rows.cpu(), spec, self._embedding).dequantize())
 
     def _block(self, number: int, originals: Batches, batches: Batches) -> None:
         """Quantize a block, unless that has been done, and let the text pass it."""

@@ -26,7 +26,7 @@ from quantstudio.engine.calibration.streams import Batches, advance, in_batches,
 from quantstudio.engine.chosen import Chosen
 from quantstudio.engine.kernels.activations import fake_quantize_per_token
 from quantstudio.engine.load import resolve_device
-from quantstudio.engine.memory import keep_freed_memory
+from quantstudio.engine.memory import keep_freed_memory, trim_freed_memory
 from quantstudio.engine.methods.gptq import GptqOptions
 from quantstudio.engine.methods.rtn import quantize_rtn
 from quantstudio.engine.quantized_weight import QuantizedWeight
@@ -164,6 +164,7 @@ class _Run:
                 advance(self._reference, number, originals, self._reporter.check_cancel)
         for model in models:
             model.drop(name)
+        trim_freed_memory()  # what one block leaves between what stays would add up over the blocks
 
     def _quantize_block(
         self, number: int, originals: Batches, batches: Batches, specs: dict[str, WeightSpec]

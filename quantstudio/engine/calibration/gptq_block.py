@@ -90,7 +90,9 @@ class Moments:
     def drift(self) -> torch.Tensor:
         """C (H + λ)⁻¹; W times this is what W must gain to make up for the drift."""
         factor = torch.linalg.cholesky(damp(self.hessian, DRIFT_DAMPING))
-        return torch.cholesky_solve(self._cross.t(), factor).t()
+        solved = torch.cholesky_solve(self._cross.t(), factor).t()
+        del self._cross  # as large as H, and of no more use
+        return solved
 
 
 def quantize_drifted(

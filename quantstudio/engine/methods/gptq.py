@@ -82,7 +82,7 @@ def damp(hessian: torch.Tensor, damping: float) -> torch.Tensor:
 def _feedback(hessian: torch.Tensor) -> torch.Tensor:
     """U + 1 of H = (U + 1) D (U + 1)ᵀ: the Cholesky factor of the matrix read backwards, its columns scaled."""
     factor = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
-    return factor / factor.diagonal()
+    return factor.div_(factor.diagonal().clone())
 
 
 def _round_in_turn(

@@ -9,8 +9,8 @@ calibration text.
   64-bit hash of each with its place while equal passages are looked for, 16 n; one batch of text with the tokenizer's
   own lists. 2.3 n stay: tokens and masks.
 - *Calibrating, every method*: the block in bf16, 2 B; activations between blocks in bf16, 2 N H; one batch on its way,
-  in bf16 through the widest layer and in fp32 as its input. Once, before the blocks: the embedding as it is read, its
-  codes and what they stand for, 5 V H.
+  in bf16 through the widest layer and in fp32 as its input. Once, before the blocks: the embedding as it is read, and
+  rounded there, 2 V H.
 - *GPTQ*: the original's block and activations as well. For each matrix, in fp32, with Σ x xᵀ, the cross products and
   what is factored: 5 C² + 6 W while columns are rounded, 3 C² + 7.3 W while grids are searched for. Fitting scales: a
   system of g × g for each row, g groups, twice.
@@ -168,7 +168,7 @@ def calibration_memory(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe) 
         alive = AWQ_LIVE if isinstance(method, Awq) else SMOOTH_LIVE
         one = max((layer.slot.rows * layer.slot.columns for layer in inside), default=0)
         working = (2 + 4) * sizes.block + _sums(inside) + 4 * HEAP_COPIES * alive * one + passing
-    return CALIBRATING_LIBRARIES + activations + max(working, 5 * sizes.embedding)
+    return CALIBRATING_LIBRARIES + activations + max(working, 2 * sizes.embedding)
 
 
 def training_memory(info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, free: float) -> int:

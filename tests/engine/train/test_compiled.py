@@ -180,8 +180,9 @@ def test_whoever_stops_need_not_wait_for_the_compiler(train, monkeypatch):
     assert 0 < len(looked) < 3000
 
 
-def test_blocks_in_shares_are_compiled(train, graphs):
+def test_blocks_in_shares_are_compiled(train, graphs, monkeypatch):
     """In a group of one: all that several processes do, but for what they hear from each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # accelerate warns of its own choice
     store = open_store(1)
     with joined(Seat(rank=0, count=1, port=store.port, device="cpu"), store):
         shared = train(ALONE, SCHEME, "shared", compiled=True)

@@ -27,7 +27,8 @@ _COLUMN_MULTIPLE = 16
 """The weight-only operator reads past the end of rows of another length, and may crash."""
 
 
-def _is_int8(spec: WeightSpec, device: torch.device, activations: ActivationKind) -> bool:
+def is_int8(spec: WeightSpec, device: torch.device, activations: ActivationKind) -> bool:
+    """Whether it is what kernels for int8 on the CPU take: a scale for each row, activations of this kind."""
     plain = spec.bits == 8 and spec.group_size is None and spec.symmetric
     return device.type == "cpu" and plain and spec.activations is activations
 
@@ -58,7 +59,7 @@ class CpuInt8(_Int8):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        return _is_int8(spec, device, ActivationKind.NONE)
+        return is_int8(spec, device, ActivationKind.NONE)
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class CpuInt8Dynamic(_Int8):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        return _is_int8(spec, device, ActivationKind.INT8_TOKEN)
+        return is_int8(spec, device, ActivationKind.INT8_TOKEN)
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()

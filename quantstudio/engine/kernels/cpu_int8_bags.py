@@ -24,6 +24,7 @@ from torch import nn
 
 from quantstudio.core.schemes import ActivationKind, WeightSpec
 from quantstudio.engine.kernels.activations import quantize_per_token
+from quantstudio.engine.kernels.cpu_int8 import is_int8
 from quantstudio.engine.kernels.joining import join_biases, join_rows
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
@@ -49,8 +50,7 @@ class CpuInt8Bags(nn.Module):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        plain = spec.bits == 8 and spec.group_size is None and spec.symmetric
-        return device.type == "cpu" and plain and "fbgemm" in torch.backends.quantized.supported_engines
+        return is_int8(spec, device, spec.activations) and "fbgemm" in torch.backends.quantized.supported_engines
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CpuInt8Bags(nn.Module):
         return sums if sums.shape[1] == self._rows else sums[:, : self._rows]
 
     def _tiled(self, rows: torch.Tensor) -> torch.Tensor:
-        """`[many, columns]` times the codes, fp32 `[many, rows]`; int8 activations exactly, others as bf16 products."""
+        """`[many, columns]` times the codes, `[many, rows]`: exact and in fp32 for int8 activations, else in bf16."""
         step = max(_TILE_WEIGHTS // self._columns // self._block, 1)
         y = torch.empty(rows.shape[0], self._rows, dtype=torch.float32 if self._rounds_input else rows.dtype)
         codes = rows.to(torch.int8) if self._rounds_input else rows

@@ -30,12 +30,12 @@ def rate_factors(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, float]:
     """
     values = {name: value for name, value in named if value.requires_grad}
     found = {name: GAIN_RATE if name.endswith(GAIN) else 1.0 for name in values}
-    matrices = [name for name in values if name.removesuffix(WEIGHT) + GAIN in values]
+    matrices = {name: value for name, value in values.items() if name.removesuffix(WEIGHT) + GAIN in values}
     if matrices:
-        usual = _size([values[name] for name in matrices])
-        for name in set(values) - set(matrices):
-            if not name.endswith(GAIN):
-                found[name] = _power(_size([values[name]]) / usual)
+        usual = _size(list(matrices.values()))
+        for name, value in values.items():  # in this order: processes that train together must ask for the same ones
+            if name not in matrices and not name.endswith(GAIN):
+                found[name] = _power(_size([value]) / usual)
     return found
 
 

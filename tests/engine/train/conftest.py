@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,3 +86,20 @@ def train(tiny_folder: Path, tmp_path: Path, data: Data) -> Callable[..., Ran]:
         return Ran(chosen, messages)
 
     return carry_out
+
+
+@pytest.fixture
+def one_nan(monkeypatch):
+    """The loss of the fourth step is no number when it is first computed."""
+    from quantstudio.engine.train.trainer import QatTrainer
+
+    compute, spoiled = QatTrainer.compute_loss, []
+
+    def spoil(self, model, inputs, *args, **kwargs):
+        loss = compute(self, model, inputs, *args, **kwargs)
+        if self.state.global_step == 3 and not spoiled:
+            spoiled.append(1)
+            return loss * math.nan
+        return loss
+
+    monkeypatch.setattr(QatTrainer, "compute_loss", spoil)

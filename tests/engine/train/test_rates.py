@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from quantstudio.engine.train import rates
 from quantstudio.engine.train.rates import rate_factors, rate_groups
 
 
@@ -45,3 +46,12 @@ def test_without_learned_scales_all_take_the_same_steps():
 def test_lora_steps_stay_as_they_are():
     lora = parameters(a_lora_A=torch.ones(2, 8), a_lora_B=torch.zeros(8, 2), a_gain=torch.zeros(8, 1))
     assert rate_factors(lora) == {"a.lora.A": 1, "a.lora.B": 1, "a.gain": 2}
+
+
+def test_sizes_are_asked_for_in_the_order_of_the_parameters(monkeypatch):
+    """Regression: in the order of a set, which differs from process to process, each got another one's answer."""
+    asked = []
+    monkeypatch.setattr(rates, "_size", lambda values: asked.append([id(value) for value in values]) or 1.0)
+    rate_factors(LEARNING)
+    one_by_one = [id(value) for name, value in LEARNING if name[0] in "nstz"]
+    assert asked[1:] == [[value] for value in one_by_one]

@@ -58,3 +58,8 @@ def converted_cache() -> Path:
 def compiled_cache() -> Path:
     """Programs that torch.compile has made for this machine; may be deleted at any time."""
     return data_home() / "compiled"
+
+
+def native_cache() -> Path:
+    """Where this program's own C++ lies when it was built for this machine's processor (Linux); may be deleted."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "quantstudio" / "native"

@@ -297,6 +297,8 @@ class MachineSection(Section):
     )
     kernel: Literal[
         "auto",
+        "native_int4",
+        "native_int8",
         "cpu_int4",
         "cpu_int8_bags",
         "cpu_int8",
@@ -315,6 +317,8 @@ class MachineSection(Section):
             "advanced": True,
             "labels": {
                 "auto": "Fastest here (tried)",
+                "native_int4": "CPU (x86, Linux), int4 and fewer bits, built here",
+                "native_int8": "CPU (x86, Linux), int8, built here",
                 "cpu_int4": "CPU, int4 and fewer bits",
                 "cpu_int8_bags": "CPU (x86), int8",
                 "cpu_int8": "CPU, int8 weights",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,21 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the keys and values of one more token belong in a layer's cache, and what the token sees.
+
+    `keys`, `values` `[1, heads, capacity, head size]`, bf16 or int8 codes; scales of codes `[1, heads, capacity, 1]`.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_scales: torch.Tensor | None
+    value_scales: torch.Tensor | None
+    first: int
+    position: int
+
+
 class _Buffer:
     """Keys and values `[batch, heads, capacity, head size]` of which `used` positions are filled."""
 
@@ -53,6 +69,17 @@ class _Buffer:
         self._keys[:, :, self.used : end] = keys
         self._values[:, :, self.used : end] = values
         self.used = end
+
+    def extend(self, like: torch.Tensor) -> None:
+        """Count one more position, which is left to be written. `like` `[1, heads, 1, head size]`."""
+        end = self.used + 1
+        self._keys = _with_room(self._keys, like, self.used, end, self._reserve)
+        self._values = _with_room(self._values, like, self.used, end, self._reserve)
+        self.used = end
+
+    def place(self, first: int) -> Place:
+        """The last position, which sees all from `first` on."""
+        return Place(self._keys, self._values, None, None, first, self.used - 1)
 
     def cut(self, length: int) -> None:
         """Forget what comes after the first `length` positions; the room stays."""
@@ -82,6 +109,17 @@ class _Int8Buffer:
         self._codes.append(key_codes, value_codes)
         self._scales.append(key_scales, value_scales)
         self.used = self._codes.used
+
+    def extend(self, like: torch.Tensor) -> None:
+        """Count one more position, which is left to be written. `like` `[1, heads, 1, head size]`."""
+        self._codes.extend(like.to(torch.int8))
+        self._scales.extend(like[..., :1])
+        self.used = self._codes.used
+
+    def place(self, first: int) -> Place:
+        """The last position, which sees all from `first` on."""
+        codes, scales = self._codes.place(first), self._scales.place(first)
+        return Place(codes.keys, codes.values, scales.keys, scales.values, first, self.used - 1)
 
     def cut(self, length: int) -> None:
         """Forget what comes after the first `length` positions; the room stays."""
@@ -149,6 +187,11 @@ class _FullLayer(DynamicLayer):
         self._buffer.append(key_states, value_states)
         return 0
 
+    def extend(self, like: torch.Tensor) -> Place:
+        """Room for one more token, whose keys and values are shaped `like`."""
+        self._buffer.extend(like)
+        return self._buffer.place(0)
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,6 +226,13 @@ class _SlidingLayer(DynamicSlidingWindowLayer):
         self.cumulative_length = self._buffer.used
         return first
 
+    def extend(self, like: torch.Tensor) -> Place:
+        """Room for one more token, whose keys and values are shaped `like`."""
+        first = max(self._buffer.used - self.sliding_window + 1, 0)
+        self._buffer.extend(like)
+        self.cumulative_length = self._buffer.used
+        return self._buffer.place(first)
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,6 +247,10 @@ class _SlidingLayer(DynamicSlidingWindowLayer):
         return self._buffer.bytes_per_position()
 
 
+Growing = _FullLayer | _SlidingLayer
+"""Layers of a cache of `make_cache` that tell where a token belongs, and can go back."""
+
+
 def attend_one(
     layer: CacheLayerMixin, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, scale: float
 ) -> torch.Tensor:
@@ -204,7 +258,7 @@ def attend_one(
 
     `rows`: the queries `[1, heads, group, head size]`, each head's group beside it; the result has that shape.
     """
-    if isinstance(layer, _FullLayer | _SlidingLayer) and isinstance(layer.buffer, _Int8Buffer):
+    if isinstance(layer, Growing) and isinstance(layer.buffer, _Int8Buffer):
         return layer.buffer.attend(rows, layer.add(keys, values), scale)
     all_keys, all_values = layer.update(keys, values)
     group = rows.shape[2]
@@ -215,7 +269,7 @@ def attend_one(
 
 def cut(kv_cache: Cache, length: int) -> bool:
     """Shorten a cache of `make_cache` to its first `length` positions. False: it has layers that cannot go back."""
-    layers = [layer for layer in kv_cache.layers if isinstance(layer, _FullLayer | _SlidingLayer)]
+    layers = [layer for layer in kv_cache.layers if isinstance(layer, Growing)]
     if len(layers) < len(kv_cache.layers):
         return False
     for layer in layers:
@@ -225,7 +279,7 @@ def cut(kv_cache: Cache, length: int) -> bool:
 
 def bytes_per_position(kv_cache: Cache) -> int:
     """Bytes that one more token takes in a cache of `make_cache` that is not empty."""
-    return sum(layer.bytes_per_position() for layer in kv_cache.layers if isinstance(layer, _FullLayer | _SlidingLayer))
+    return sum(layer.bytes_per_position() for layer in kv_cache.layers if isinstance(layer, Growing))
 
 
 def make_cache(config: PretrainedConfig, reserve: int, kind: KvCache = KvCache.BF16) -> Cache:

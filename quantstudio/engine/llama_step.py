@@ -113,10 +113,9 @@ def _side_by_side(parts: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor
 
     Weights in bf16 are not joined: they lie in the file's own pages, which cost no memory of the process.
     """
-    joined = None
-    for kind in (CpuInt4, CpuInt8Bags, CpuInt8, CpuInt8Dynamic):
-        if all(type(part) is kind for part in parts):
-            joined = kind.join(parts)
+    kind, joined = type(parts[0]), None
+    if issubclass(kind, CpuInt4 | CpuInt8Bags | CpuInt8 | CpuInt8Dynamic) and all(type(part) is kind for part in parts):
+        joined = kind.join(parts)
     if joined is not None:
         return joined.forward
     forwards = [part.forward for part in parts]

@@ -37,6 +37,7 @@ from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import empty_model, fill
 from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.memory import garbage_kept, keep_freed_memory, trim_freed_memory
+from quantstudio.engine.native.step import NativeStep, make_native_step
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.scratch import Scratch
 
@@ -58,7 +59,7 @@ class LoadedModel:
     """Of the quantized layers, with what a short trial said of each kernel."""
     trial_s: float = 0.0
     """Seconds of the loading that went into trials of kernels."""
-    step: LlamaStep | None = None
+    step: NativeStep | LlamaStep | None = None
     """The short way for one token on the CPU, if any; it runs the layers that were there when the model was loaded."""
     gpu_step: GpuStep | None = None
     """Likewise on a GPU."""
@@ -113,7 +114,8 @@ def _load(folder: Path, device: str, reporter: Reporter, kernels: str, trials_s:
         loaded.model.eval()
         _straighten_head_input(loaded.model)
         if kernels != REFERENCE:
-            loaded.step, loaded.gpu_step = make_llama_step(loaded.model), make_gpu_step(loaded.model)
+            loaded.step = make_native_step(loaded.model) or make_llama_step(loaded.model)
+            loaded.gpu_step = make_gpu_step(loaded.model)
         loaded.tokenizer = reading.result()
     trim_freed_memory()  # joined layers leave their parts behind, and the tokenizer its text
     loaded.end_tokens = end_tokens(loaded.model, loaded.tokenizer)

@@ -1,9 +1,9 @@
 """Which kernel runs a layer: of those that support it and agree with the reference, the fastest on this machine.
 
 Where nothing was tried (small layers), the order of `KERNELS` decides; a trial overrules it only when another kernel
-takes less than `CLEARLY` of the time, so that what else the machine did that second decides nothing. On GPUs the order
-always decides, because the short way for one token (`gpu_step`) wants all layers on its own kernels; what the trial
-says of them is told.
+takes less than `CLEARLY` of the time, so that what else the machine did that second decides nothing. The order always
+decides where this program's own kernels run: on GPUs, and on CPUs for which they could be built. The short way for one
+token (`gpu_step`, `native.step`) wants all layers on them; what the trial says of them is told.
 Agreement is measured: each kernel multiplies a small weight of the layer's kind once and is compared with the
 dequantized product in fp32. One that disagrees is dropped for that kind, and the log says so.
 """
@@ -24,6 +24,7 @@ from quantstudio.engine.kernels.activations import quantize_per_token
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
 from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
+from quantstudio.engine.kernels.cpu_native import NATIVE, NativeInt4, NativeInt8
 from quantstudio.engine.kernels.cuda import CudaInt4, CudaInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.gpu_int4 import GpuInt4
@@ -57,9 +58,13 @@ class Kernel(Protocol):
     def __call__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None) -> nn.Module: ...
 
 
-KernelClass = type[CpuInt4 | CpuInt8Bags | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized]
+KernelClass = type[
+    NativeInt4 | NativeInt8 | CpuInt4 | CpuInt8Bags | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized
+]
 
 KERNELS: tuple[KernelClass, ...] = (
+    NativeInt4,
+    NativeInt8,
     CpuInt4,
     CpuInt8Bags,
     CpuInt8,
@@ -99,9 +104,10 @@ class Chooser:
             if kernel.supports(spec, rows, columns, self.device) and self._agrees(kernel, spec, columns)
         ]
         kernel = fitting[0]
-        tried = fitting if self._may_race else list(dict.fromkeys((kernel, Dequantized)))
+        may_race = self._may_race and kernel not in NATIVE
+        tried = fitting if may_race else list(dict.fromkeys((kernel, Dequantized)))
         timings = self._trials.timings(spec, rows, columns, tried) if self._trials else {}
-        if timings and self._may_race:
+        if timings and may_race:
             fastest = min(fitting, key=lambda each: timings[each.name].typical)
             if timings[fastest.name].typical < CLEARLY * timings[kernel.name].typical:
                 kernel = fastest

@@ -409,12 +409,12 @@ def _interval(interval: Interval, words: Callable[[float], str]) -> Cell:
 
 
 def signed_percent(share: float) -> str:
-    """`+5.3 %`, `−0.02 %`; two digits below one percent."""
+    """`+5.3 %`, `−0.02 %`, `+1,204 %`; two digits below one percent, none from a thousand on."""
     percent = share * 100
-    digits = 2 if abs(percent) < 0.995 else 1
+    digits = 2 if abs(percent) < 0.995 else 1 if abs(percent) < 999.95 else 0
     if round(abs(percent), digits) == 0:
         return "0 %"
-    return f"{'+' if percent > 0 else '−'}{abs(percent):.{digits}f} %"
+    return f"{'+' if percent > 0 else '−'}{abs(percent):,.{digits}f} %"
 
 
 def _percent(share: float) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,7 @@ def _draw_size(figure: Any, group: Comparison, style: ChartStyle) -> None:
         widths = [_part_bytes(row, name) / 1e6 for row in group.rows]
         colours = [_blend(style.colour(i), style.background, strength) for i in range(len(widths))]
         axes.barh(range(len(widths)), widths, left=left, height=0.62, color=colours, edgecolor=style.background)
-        _name_parts(axes, name, left, widths, style, colours[0])
+        _name_part(axes, name, left[0], widths[0], style, colours[0])
         left = [start + width for start, width in zip(left, widths, strict=True)]
     labels = [human_bytes(row.sizes.total) for row in group.rows]
     _label_ends(axes, left, labels, style)
@@ -237,23 +238,39 @@ def _part_bytes(row: Row, name: str) -> int:
     }[name]
 
 
-def _name_parts(axes: Axes, name: str, left: list[float], widths: list[float], style: ChartStyle, colour: str) -> None:
-    """Name the parts inside the bar of the original, where there is room."""
-    total = left[0] + widths[0]
-    whole = max(total, *(start + width for start, width in zip(left, widths, strict=True)))
-    if whole and widths[0] / whole > 0.14:
-        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-        ink = "#14161c" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "#ffffff"
-        middle = left[0] + widths[0] / 2
-        axes.text(middle, 0, name, ha="center", va="center", size=style.font_size - 1.5, color=ink)
+def _name_part(axes: Axes, name: str, start: float, width: float, style: ChartStyle, colour: str) -> None:
+    """Name a part inside the bar of the original, where there is room."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    ink = "#14161c" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "#ffffff"
+    face = {"ha": "center", "va": "center", "size": style.font_size - 1.5, "color": ink}
+    axes.add_artist(_fitting_text()(start + width / 2, 0, name, room=width, **face)).set_in_layout(False)
+
+
+@cache
+def _fitting_text() -> Any:
+    """A text that is left out where it is wider than its room, which is known only while the chart is drawn."""
+    from matplotlib.text import Text
+
+    class FittingText(Text):
+        def __init__(self, *args: Any, room: float, **face: Any) -> None:
+            super().__init__(*args, **face)
+            self._room = room
+
+        def draw(self, renderer: Any) -> None:
+            start, end = (self.axes.transData.transform((x, 0))[0] for x in (0, self._room))
+            if self.get_window_extent(renderer).width < end - start - 4:
+                super().draw(renderer)
+
+    return FittingText
 
 
 def _draw_memory(figure: Any, group: Comparison, style: ChartStyle) -> None:
     gpu = any(row.cells["gpu_memory"].value for row in group.rows)
     panels = ("memory", "gpu_memory") if gpu else ("memory",)
-    titles = {"memory": "Peak memory of the process" if gpu else Chart.MEMORY.words, "gpu_memory": "Peak GPU memory"}
+    titles = {"memory": Chart.MEMORY.words, "gpu_memory": "GPU memory"}
+    unit = "MB,\nless is better" if gpu else "MB, less is better"
     for axes, name in zip(_panels(figure, len(panels)), panels, strict=True):
-        _bars(axes, group, style, name, titles[name], "MB, less is better", 1e-6)
+        _bars(axes, group, style, name, titles[name], unit, 1e-6, names=name == "memory")
 
 
 def _draw_latency(figure: Any, group: Comparison, style: ChartStyle) -> None:
@@ -375,7 +392,8 @@ def _longest_label(axes: Axes) -> int:
     """How many letters a name may have beside the bars, which need most of the room, above all where two share it."""
     figure: Any = axes.get_figure(root=False)
     inches = figure.bbox.width / figure.dpi
-    return max(12, min(MAX_LABEL, int(inches * LETTERS_PER_INCH))) if len(figure.axes) > 1 else MAX_LABEL
+    letters = LETTERS_PER_INCH if len(figure.axes) > 1 else 1.5 * LETTERS_PER_INCH
+    return max(12, min(MAX_LABEL, int(inches * letters)))
 
 
 def _label(row: Row, most: int = MAX_LABEL) -> str:

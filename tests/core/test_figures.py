@@ -45,6 +45,26 @@ def test_size_is_stacked_by_part(group):
     assert ends == pytest.approx([row.sizes.total / 1e6 for row in group.rows])
 
 
+@pytest.mark.parametrize(("inches", "named"), [(7.0, True), (2.6, False)])
+def test_a_part_is_named_only_where_its_bar_is_wide_enough(group, inches, named, tmp_path):
+    figure = chart_figure(Chart.SIZE, group, width=inches)
+    figure.savefig(tmp_path / "a.svg")
+    drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert ("<!-- embedding -->" in drawn) is named
+    assert "<!-- layers -->" in drawn
+
+
+def test_the_models_are_named_once_where_memory_has_two_panels(make_result):
+    result = make_result("int4")
+    speeds = {
+        name: getattr(result, name).model_copy(update={"peak_cuda": 10**9})
+        for name in ("original_first", "original_last", "quantized")
+    }
+    figure = chart_figure(Chart.MEMORY, compare([result.model_copy(update=speeds)])[0])
+    names = [[text.get_text() for text in axes.get_yticklabels()] for axes in figure.axes]
+    assert names == [["Original", "Demo int4"], ["", ""]]
+
+
 def test_whiskers_span_the_interval(group):
     (axes, _) = chart_figure(Chart.QUALITY, group).axes
     spans = [segment[:, 0] for line in axes.collections for segment in line.get_segments()]

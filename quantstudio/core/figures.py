@@ -243,7 +243,9 @@ def _name_part(axes: Axes, name: str, start: float, width: float, style: ChartSt
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     ink = "#14161c" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "#ffffff"
     face = {"ha": "center", "va": "center", "size": style.font_size - 1.5, "color": ink}
-    axes.add_artist(_fitting_text()(start + width / 2, 0, name, room=width, **face)).set_in_layout(False)
+    text = _fitting_text()(start + width / 2, 0, name, room=width, scale=axes.transData, **face)
+    text.set_in_layout(False)  # it makes no room for itself
+    axes.add_artist(text)
 
 
 @cache
@@ -252,12 +254,12 @@ def _fitting_text() -> Any:
     from matplotlib.text import Text
 
     class FittingText(Text):
-        def __init__(self, *args: Any, room: float, **face: Any) -> None:
+        def __init__(self, *args: Any, room: float, scale: Any, **face: Any) -> None:
             super().__init__(*args, **face)
-            self._room = room
+            self._room, self._scale = room, scale
 
         def draw(self, renderer: Any) -> None:
-            start, end = (self.axes.transData.transform((x, 0))[0] for x in (0, self._room))
+            start, end = (self._scale.transform((x, 0))[0] for x in (0, self._room))
             if self.get_window_extent(renderer).width < end - start - 4:
                 super().draw(renderer)
 

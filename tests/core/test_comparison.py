@@ -159,7 +159,15 @@ def test_bits_of_the_original_are_left_open_when_the_sizes_do_not_tell(make_resu
 
 
 @pytest.mark.parametrize(
-    ("share", "words"), [(0.053, "+5.3 %"), (-0.0002, "−0.02 %"), (0.0, "0 %"), (-0.00001, "0 %"), (1.2, "+120.0 %"), (12.0417, "+1,204 %")]
+    ("share", "words"),
+    [
+        (0.053, "+5.3 %"),
+        (-0.0002, "−0.02 %"),
+        (0.0, "0 %"),
+        (-0.00001, "0 %"),
+        (1.2, "+120.0 %"),
+        (12.0417, "+1,204 %"),
+    ],
 )
 def test_changes_are_said_with_their_sign(share, words):
     assert signed_percent(share) == words

@@ -25,9 +25,12 @@ class _Scan(QRunnable):
         problem = ""
         try:
             models = list_models(self._settings)
-        except (OSError, QuantStudioError) as error:
+        except Exception as error:
             problem = f"The models could not be listed: {error}"
-        self._carrier.done.emit(self._number, models, problem)
+            if not isinstance(error, (OSError, QuantStudioError)):
+                raise  # a mistake of ours
+        finally:
+            self._carrier.done.emit(self._number, models, problem)
 
 
 class LibraryScan(QObject):

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import signal
 import sys
-import traceback
 from functools import partial
-from types import TracebackType
 
 from PySide6.QtCore import QLocale
-from PySide6.QtWidgets import QApplication, QMessageBox
+from PySide6.QtWidgets import QApplication
 
 from quantstudio import __version__
 from quantstudio.client.library_scan import LibraryScan
 from quantstudio.client.run_queue import RunQueue
 from quantstudio.core.settings import Settings, load_settings
 from quantstudio.gui.context import AppContext
+from quantstudio.gui.failures import Failures
 from quantstudio.gui.language import available_languages, load_language
 from quantstudio.gui.main_window import MainWindow
 from quantstudio.gui.theme import apply_theme, set_style, tokens_for
@@ -39,7 +38,7 @@ def run_app(argv: list[str]) -> int:
     window = MainWindow(context)
     window.show()
     context.library.refresh(settings)
-    sys.excepthook = _tell_failure
+    sys.excepthook = Failures(app).take
     # Python's own handler would run only when Qt hands over control; the default one ends the process at once, and
     # workers end with it because their stdin closes.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -89,16 +88,3 @@ def _language(settings: Settings) -> str:
     system = QLocale.system().name()
     known = [code for code, _ in available_languages()]
     return next((code for code in (system, system.split("_")[0]) if code in known), "")
-
-
-def _tell_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A mistake of ours in a slot: say it, keep the window."""
-    details = "".join(traceback.format_exception(kind, error, trace))
-    sys.stderr.write(details)
-    box = QMessageBox()
-    box.setIcon(QMessageBox.Icon.Warning)
-    box.setWindowTitle("QuantStudio")
-    box.setText("Something went wrong in the window.")
-    box.setInformativeText("Runs at work go on. If it happens again, please report it with the details below.")
-    box.setDetailedText(details)
-    box.exec()

@@ -19,10 +19,11 @@ def scan(qapp):
 
 
 def test_what_is_found_arrives_in_the_window_thread(scan, qtbot, monkeypatch):
-    threads = []
+    threads, go_on = [], threading.Event()
 
     def find(settings):
         threads.append(threading.current_thread())
+        assert go_on.wait(20)
         return ["a model"]
 
     monkeypatch.setattr(library_scan, "list_models", find)
@@ -31,6 +32,7 @@ def test_what_is_found_arrives_in_the_window_thread(scan, qtbot, monkeypatch):
     with qtbot.waitSignal(scan.found, timeout=LONG_MS):
         scan.refresh(Settings())
         assert scan.scanning
+        go_on.set()
     assert arrived == [(["a model"], threading.main_thread())]
     assert threads[0] is not threading.main_thread()
     assert scan.models == ["a model"]
@@ -64,6 +66,15 @@ def test_a_look_that_fails_says_so_and_keeps_what_was_known(scan, qtbot, monkeyp
         scan.refresh(Settings())
     assert "the disk is gone" in failed.args[0]
     assert scan.models == ["known"]
+
+
+def test_a_look_that_fails_through_a_mistake_of_ours_ends_too(scan, qtbot, monkeypatch):
+    monkeypatch.setattr(library_scan, "list_models", lambda settings: 1 / 0)
+    with qtbot.capture_exceptions() as failures:
+        with qtbot.waitSignal(scan.failed, timeout=LONG_MS):
+            scan.refresh(Settings())
+        scan.shutdown()
+    assert [kind for kind, _, _ in failures] == [ZeroDivisionError]
 
 
 def test_shutdown_waits_and_reports_nothing_more(scan, qtbot, monkeypatch):

@@ -1,14 +1,17 @@
 """The entry point and what ties the parts together."""
 
 import sys
+import threading
 
 import pytest
-from PySide6.QtCore import QTimer
+import shiboken6
+from PySide6.QtCore import QObject, QThread, QTimer
 from PySide6.QtWidgets import QApplication, QMessageBox
 
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.settings import Settings, save_settings
 from quantstudio.gui import app as entry
+from quantstudio.gui.failures import Failures
 from quantstudio.gui.main_window import MainWindow
 from quantstudio.gui.theme import apply_theme
 from quantstudio.gui.tokens import DARK, LIGHT
@@ -54,19 +57,61 @@ def test_the_models_are_looked_at_again_when_a_run_ends_or_folders_change(real_c
     assert "There is no folder /nowhere." in real_context.library.models[1].error
 
 
-def test_a_mistake_in_a_slot_is_shown_with_its_details_and_the_window_stays(qapp, capsys):
+@pytest.fixture
+def boxes(qapp, qtbot):
+    """Details of the boxes that have opened, each closed at once."""
     seen = []
 
     def read():
-        box = QApplication.activeModalWidget()
-        assert isinstance(box, QMessageBox)
-        seen.append(box.detailedText())
-        box.accept()
+        if isinstance(box := QApplication.activeModalWidget(), QMessageBox):
+            assert QThread.currentThread() is qapp.thread()
+            seen.append(box.detailedText())
+            box.accept()
 
-    QTimer.singleShot(50, read)
+    timer = QTimer()
+    timer.timeout.connect(read)
+    timer.start(10)
+    yield seen
+    timer.stop()
+
+
+def fail(failures):
     try:
         Recipe().nonsense  # noqa: B018
     except AttributeError as error:
-        entry._tell_failure(type(error), error, error.__traceback__)
-    assert "nonsense" in seen[0]
+        failures.take(type(error), error, error.__traceback__)
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_mistake_is_shown_with_its_details_whichever_thread_it_happened_in(qtbot, boxes, capsys, in_thread):
+    owner = QObject()
+    failures = Failures(owner)
+    if in_thread:
+        thread = threading.Thread(target=fail, args=(failures,))
+        thread.start()
+        thread.join()
+    else:
+        fail(failures)
+    assert boxes == [], "never on the spot: it may have been a paint event"
+    qtbot.waitUntil(lambda: bool(boxes), timeout=5000)
+    assert "nonsense" in boxes[0]
     assert "nonsense" in capsys.readouterr().err, "also where a log is kept"
+
+
+def test_what_fails_at_every_look_is_told_once(qtbot, boxes, capsys):
+    owner = QObject()
+    failures = Failures(owner)
+    for _ in range(3):
+        fail(failures)
+    qtbot.waitUntil(lambda: bool(boxes), timeout=5000)
+    qtbot.wait(100)
+    assert len(boxes) == 1
+    assert capsys.readouterr().err.count("AttributeError:") == 3
+
+
+def test_when_the_window_is_gone_a_mistake_only_goes_to_the_log(qapp, capsys):
+    owner = QObject()
+    failures = Failures(owner)
+    shiboken6.delete(owner)
+    fail(failures)
+    assert "nonsense" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from quantstudio.core.run_store import delete_run
 from quantstudio.gui.pages.compare_page import ComparePage
 from quantstudio.gui.theme import apply_theme
 from quantstudio.gui.tokens import LIGHT
+from quantstudio.gui.widgets import chart_view
 from quantstudio.gui.widgets.basics import Banner
 from quantstudio.gui.widgets.compare_export import FORMATS, export, with_suffix
 from quantstudio.gui.widgets.compare_table import CELL, CompareTable
@@ -120,6 +121,20 @@ def test_verdicts_are_shown_as_plain_text(runs, make_run, open_page):
     labels = [label for label in page._area.widget().findChildren(QLabel) if "Faster" in label.text()]
     assert labels[0].text() == "<b>Faster</b> by far."
     assert labels[0].textFormat() == Qt.TextFormat.PlainText
+
+
+def test_a_chart_that_cannot_be_drawn_says_so_and_its_failure_reaches_the_window(both, open_page, qtbot, monkeypatch):
+    def spoiled(*_):
+        raise ValueError("no such chart")
+
+    monkeypatch.setattr(chart_view, "draw_image", spoiled)
+    with qtbot.capture_exceptions() as failures:
+        page = open_page()
+        page.show_runs(both)
+        qtbot.waitUntil(lambda: all(chart._failed for chart in page.charts), timeout=15_000)
+    assert {kind for kind, _, _ in failures} == {ValueError}
+    assert not page.charts[0].drawn
+    page.shutdown()
 
 
 def test_charts_are_drawn_and_follow_the_theme(both, open_page, qtbot):

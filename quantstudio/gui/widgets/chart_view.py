@@ -52,8 +52,11 @@ class _Draw(QRunnable):
         self._size, self._ratio, self._pool = size, ratio, pool
 
     def run(self) -> None:
-        image = draw_image(self._chart, self._group, self._tokens, self._size, self._ratio)
-        self._pool.drawn.emit(self._key, image)
+        try:
+            made: QImage | Exception = draw_image(self._chart, self._group, self._tokens, self._size, self._ratio)
+        except Exception as error:  # told in the window's thread
+            made = error
+        self._pool.drawn.emit(self._key, made)
 
 
 def draw_image(chart: Chart, group: Comparison, tokens: Tokens, size: QSize, ratio: float) -> QImage:
@@ -68,7 +71,7 @@ def draw_image(chart: Chart, group: Comparison, tokens: Tokens, size: QSize, rat
 
 
 class ChartPool(QThreadPool):
-    """The one thread in which charts are drawn. `drawn` carries who asked and the picture."""
+    """The one thread in which charts are drawn. `drawn` carries who asked and the picture, or why there is none."""
 
     drawn = Signal(object, object)
 
@@ -95,6 +98,7 @@ class ChartView(QWidget):
         super().__init__()
         self.chart, self._group, self._pool = chart, group, pool
         self._image: QImage | None = None
+        self._failed = False
         self._key = (pool.new_view(), 0)
         pool.drawn.connect(self._take)  # Qt undoes this when the view goes
         self._settle = QTimer(self)
@@ -131,7 +135,8 @@ class ChartView(QWidget):
         painter = QPainter(self)
         if self._image is None:
             painter.setPen(QColor(active_tokens().muted))
-            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, tr("Drawing…"))
+            words = tr("This chart cannot be drawn.") if self._failed else tr("Drawing…")
+            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, words)
         else:
             painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
             painter.drawImage(QRectF(self.rect()), self._image)
@@ -144,10 +149,14 @@ class ChartView(QWidget):
         ratio = self.devicePixelRatioF()
         self._pool.start(_Draw(self._key, self.chart, self._group, active_tokens(), self.size(), ratio, self._pool))
 
-    def _take(self, key: tuple[int, int], image: QImage) -> None:
-        if key == self._key:
-            self._image = image
-            self.update()
+    def _take(self, key: tuple[int, int], made: QImage | Exception) -> None:
+        if key != self._key:
+            return
+        self._failed = isinstance(made, Exception)
+        self._image = None if isinstance(made, Exception) else made
+        self.update()
+        if isinstance(made, Exception):
+            raise made
 
 
 _SPOKEN = {

@@ -37,6 +37,7 @@ from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load_quantized import empty_model, fill
 from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.memory import garbage_kept, keep_freed_memory, trim_freed_memory
+from quantstudio.engine.native.build import build_with_words
 from quantstudio.engine.native.step import NativeStep, make_native_step
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.scratch import Scratch
@@ -98,6 +99,8 @@ def _load(folder: Path, device: str, reporter: Reporter, kernels: str, trials_s:
     keep_freed_memory()
     register_attention()
     config = _read_config(folder)
+    if device == "cpu" and kernels != REFERENCE:
+        build_with_words(reporter)
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
         if getattr(config, "quantization_config", None) is None:
             reading = pool.submit(load_tokenizer, folder)

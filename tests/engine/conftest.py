@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from quantstudio.core.paths import resources
+from quantstudio.engine.native import build
 
 _SIZE = {
     "vocab_size": 320,
@@ -119,3 +120,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def without_native(monkeypatch):
+    """As on a machine without a C++ compiler: torch's operators alone."""
+    monkeypatch.setattr(build, "native", lambda: build.Native(None, "no C++ compiler (g++) was found."))

@@ -13,17 +13,18 @@ from quantstudio.core.schemes import W4A16, WeightSpec
 from quantstudio.engine import foresight
 from quantstudio.engine.foresight import warn_if_slower
 from quantstudio.engine.kernels import trial
-from quantstudio.engine.kernels.registry import KERNELS
+from quantstudio.engine.kernels.cpu_int8 import CpuInt8
+from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.kernels.trial import AT_LOAD_S, BEFORE_A_JOB_S, PROMPT_ROWS
 from quantstudio.engine.measure.spec import MeasureSpec
 from quantstudio.engine.reporter import Reporter, silent
 
 CPU = MachineSection(device="cpu")
-INT8 = next(kernel for kernel in KERNELS if kernel.supports(WeightSpec(8, None), 64, 64, torch.device("cpu")))
+INT8 = CpuInt8Bags if CpuInt8Bags.supports(WeightSpec(8, None), 64, 64, torch.device("cpu")) else CpuInt8
 
 
 @pytest.fixture
-def told(tiny_folder, monkeypatch, tmp_path):
+def told(tiny_folder, monkeypatch, tmp_path, without_native):
     """What is said when one row takes `int4` and `int8` as long as bf16."""
     monkeypatch.setattr(trial, "SMALLEST", 1 << 10)
     monkeypatch.setenv("QUANTSTUDIO_HOME", str(tmp_path))

@@ -19,6 +19,7 @@ from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.load import load_model
 from quantstudio.engine.load_tokenizer import load_tokenizer
+from quantstudio.engine.native import build
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
 
@@ -31,7 +32,9 @@ SCHEMES = {
     "w4a8": W4A8(group_size="channel"),
 }
 HAS_BAGS = CpuInt8Bags.supports(WeightSpec(8, None), 64, 64, torch.device("cpu"))
-INT8 = "cpu_int8_bags" if HAS_BAGS else "cpu_int8"
+BUILT = build.native().library is not None
+INT4 = "native_int4" if BUILT else "cpu_int4"
+INT8 = "native_int8" if BUILT else "cpu_int8_bags" if HAS_BAGS else "cpu_int8"
 KERNELS = {"w8a16": INT8, "w8a8": INT8 if HAS_BAGS else "cpu_int8_dynamic"}
 
 
@@ -83,7 +86,7 @@ def test_fast_kernels_agree_with_the_reference(quantized, scheme):
     fast = load_model(folder, "cpu", silent())
     reference = load_model(folder, "cpu", silent(), kernels="reference")
     assert difference(scores(fast.model), scores(reference.model)) < 0.05
-    kernel = KERNELS.get(scheme, "cpu_int4")
+    kernel = KERNELS.get(scheme, INT4)
     assert fast.kernels == {kernel: 15, "int8_embedding": 1}
 
 
@@ -92,7 +95,7 @@ def test_every_family_runs_on_fast_kernels(quantized, family):
     fast = load_model(folder, "cpu", silent())
     reference = load_model(folder, "cpu", silent(), kernels="reference")
     assert difference(scores(fast.model), scores(reference.model)) < 0.05
-    assert {"cpu_int4", INT8, "int8_embedding"} == set(fast.kernels)
+    assert {INT4, INT8, "int8_embedding"} == set(fast.kernels)
 
 
 def test_tied_int8_head_and_embedding_are_one_table(quantized):
@@ -114,7 +117,7 @@ def test_embedding_looks_its_rows_up_in_the_order_of_a_tied_head(quantized):
 def test_tied_bf16_head_and_embedding_stay_one(quantized):
     model = load_model(quantized("qwen2", "w4a16", head="keep", embedding="keep"), "cpu", silent())
     assert model.model.lm_head.weight.data_ptr() == model.model.model.embed_tokens.weight.data_ptr()
-    assert model.kernels == {"cpu_int4": 14, "bf16": 1}
+    assert model.kernels == {INT4: 14, "bf16": 1}
 
 
 def test_chosen_kernel_by_name_and_unknown_name(quantized):

@@ -17,8 +17,7 @@ from torch import nn
 from quantstudio.core.schemes import WeightSpec
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4, packing_block
 from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
-from quantstudio.engine.native import structs
-from quantstudio.engine.native.build import native
+from quantstudio.engine.native import build, structs
 
 _ONE_BY_ONE = 6
 """So many rows at most go through one at a time; beyond, torch's int4 operator takes apart the weights once for all."""
@@ -36,10 +35,16 @@ class _Native(nn.Module):
         """What the library needs to know."""
         raise NotImplementedError
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self._columns)
+        if rows.shape[0] > _ONE_BY_ONE:
+            y: torch.Tensor = super().forward(x)
+            return y
+        return self._products(rows).view(*x.shape[:-1], self._rows)
+
     def _products(self, rows: torch.Tensor) -> torch.Tensor:
         """bf16 `[few, columns]` → `[few, rows]`, bias and all."""
-        library = native().library
-        assert library is not None
+        library = build.native().require()
         matrix, threads = self.describe(), torch.get_num_threads()
         rows = rows.contiguous()
         y = torch.empty(rows.shape[0], self._rows, dtype=torch.bfloat16)
@@ -55,13 +60,9 @@ class NativeInt4(_Native, CpuInt4):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        return CpuInt4.supports(spec, rows, columns, device) and packing_block() > 0 and native().library is not None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self._columns)
-        if rows.shape[0] > _ONE_BY_ONE or rows.dtype != torch.bfloat16:
-            return super().forward(x)
-        return self._products(rows).view(*x.shape[:-1], self._rows)
+        library = build.native().library
+        fits = library is not None and packing_block() == library.quantstudio_int4_rows()
+        return fits and CpuInt4.supports(spec, rows, columns, device)
 
     def describe(self) -> structs.Matrix:
         """What the library needs to know."""
@@ -86,13 +87,7 @@ class NativeInt8(_Native, CpuInt8Bags):
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
-        return CpuInt8Bags.supports(spec, rows, columns, device) and native().library is not None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self._columns)
-        if rows.shape[0] > _ONE_BY_ONE or rows.dtype != torch.bfloat16:
-            return super().forward(x)
-        return self._products(rows).view(*x.shape[:-1], self._rows)
+        return CpuInt8Bags.supports(spec, rows, columns, device) and build.native().library is not None
 
     def describe(self) -> structs.Matrix:
         """What the library needs to know."""
@@ -112,10 +107,11 @@ NATIVE = (NativeInt4, NativeInt8)
 
 
 def matrix_of(module: nn.Module) -> structs.Matrix:
-    """The library's description of a module of these kinds, or of a plain `nn.Linear` in bf16. Points into its weights."""
+    """A module of these kinds, or a plain `nn.Linear` in bf16, described to the library. Points into its weights."""
     if isinstance(module, NATIVE):
         return module.describe()
-    assert isinstance(module, nn.Linear)
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"the library knows no {type(module).__name__}")
     return structs.Matrix(
         weights=module.weight.data_ptr(),
         bias=_pointer(module.bias),

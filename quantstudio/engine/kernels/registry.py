@@ -59,7 +59,16 @@ class Kernel(Protocol):
 
 
 KernelClass = type[
-    NativeInt4 | NativeInt8 | CpuInt4 | CpuInt8Bags | CpuInt8 | CpuInt8Dynamic | GpuInt4 | CudaInt4 | CudaInt8 | Dequantized
+    NativeInt4
+    | NativeInt8
+    | CpuInt4
+    | CpuInt8Bags
+    | CpuInt8
+    | CpuInt8Dynamic
+    | GpuInt4
+    | CudaInt4
+    | CudaInt8
+    | Dequantized
 ]
 
 KERNELS: tuple[KernelClass, ...] = (

@@ -1,15 +1,14 @@
 """The C++ beside this file, compiled by the machine's own compiler: once, for the processor that it has.
 
-What is built is kept in the person's cache by what it was made from, so the next start only loads it. Without a compiler,
-or on another system or processor, everything runs on torch's operators. torch brings OpenMP along; the library is not
-linked with another one, so both share one team of threads.
+What is built is kept in the person's cache by what it was made from, so the next start only loads it. Without a
+compiler, or on another system or processor, everything runs on torch's operators. torch brings OpenMP along; this
+library is not linked with another one, so both share one team of threads.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from quantstudio.core.paths import native_cache
+from quantstudio.engine.reporter import Reporter
 
 _SOURCES = ("vectors.h", "products.h", "token.cpp")
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-w")
@@ -34,6 +34,12 @@ class Native:
 
     library: ctypes.CDLL | None
     why_not: str = ""
+
+    def require(self) -> ctypes.CDLL:
+        """The library, for those who found that it is there. Raises RuntimeError."""
+        if self.library is None:
+            raise RuntimeError(self.why_not)
+        return self.library
 
 
 @cache
@@ -52,9 +58,12 @@ def native() -> Native:
         return Native(None, f"they cannot be built: {error}")
 
 
-def is_built() -> bool:
-    """Whether `native` answers at once."""
-    return bool(_unsuitable()) or _place().exists()
+def build_with_words(reporter: Reporter) -> None:
+    """Have the library ready, telling the person what takes time, and the log why there is none."""
+    if not _unsuitable() and not _place().exists():
+        reporter.notice("The program's own kernels are being built for this processor: a few seconds, once.")
+    if why := native().why_not:
+        reporter.log(f"Models write on torch's operators, without the program's own kernels for CPUs: {why}")
 
 
 def _unsuitable() -> str:
@@ -98,7 +107,7 @@ def _build(path: Path) -> None:
         _run([compiler, *_COMPILE, "-c", str(source), "-o", str(parts)])
         # OpenMP's functions stay open: they are found in the library that torch has loaded.
         _run([compiler, "-shared", str(parts), "-o", str(whole)])
-        os.replace(whole, path)
+        whole.replace(path)
 
 
 def _run(command: list[str]) -> None:

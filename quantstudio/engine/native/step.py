@@ -7,7 +7,7 @@ three times as fast as torch's operator, and leaves out what a general operator 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,8 +17,7 @@ from transformers.cache_utils import Cache
 from quantstudio.engine.kernels.cpu_native import NATIVE, matrix_of
 from quantstudio.engine.kv_cache import Growing
 from quantstudio.engine.llama_step import FAMILY
-from quantstudio.engine.native import structs
-from quantstudio.engine.native.build import native
+from quantstudio.engine.native import build, structs
 
 _VECTOR = 16
 """Floats in the widest vectors: the sizes of heads and of the inner layer are multiples of it."""
@@ -32,7 +31,7 @@ def make_native_step(model: PreTrainedModel) -> NativeStep | None:
     sizes = (int(model.model.layers[0].self_attn.head_dim), int(model.config.intermediate_size))
     if any(size % (2 * _VECTOR) for size in sizes) or not all(_is_known(matrix) for matrix in _matrices(model)):
         return None
-    return NativeStep(model) if native().library is not None else None
+    return NativeStep(model) if build.native().library is not None else None
 
 
 def _matrices(model: PreTrainedModel) -> list[nn.Module]:
@@ -54,9 +53,7 @@ class NativeStep:
     """Callable: token and cache → logits `[vocabulary]`, the cache one position longer. Under `inference_mode`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        library = native().library
-        assert library is not None
-        self._library = library
+        self._library = build.native().require()
         self._model = model  # whose weights the structures point to
         config, first = model.config, model.model.layers[0].self_attn
         heads, shared, size = int(config.num_attention_heads), int(config.num_key_value_heads), int(first.head_dim)
@@ -88,7 +85,7 @@ class NativeStep:
         hidden = self._embedding(torch.tensor([token])).contiguous()
         cosine, sine = self._rotary(hidden, torch.tensor([[cache.get_seq_length()]]))
         for own, layer in zip(self._caches, cache.layers, strict=True):
-            self._point(own, layer)
+            self._point(own, cast(Growing, layer))
         logits = torch.empty(self._words, dtype=torch.bfloat16)
         self._library.quantstudio_token(
             ctypes.addressof(self._whole),
@@ -102,9 +99,8 @@ class NativeStep:
         )
         return logits
 
-    def _point(self, own: structs.Cache, layer: Any) -> None:
+    def _point(self, own: structs.Cache, layer: Growing) -> None:
         """Make room for the token in a layer's cache, and say where."""
-        assert isinstance(layer, Growing)
         place = layer.extend(self._room)
         own.keys, own.values = place.keys.data_ptr(), place.values.data_ptr()
         own.key_scales = None if place.key_scales is None else place.key_scales.data_ptr()

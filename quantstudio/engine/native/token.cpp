@@ -279,3 +279,6 @@ extern "C" void quantstudio_product(const Matrix* matrix, const uint16_t* x, uin
     product<false>(matrix, 1, own.input, out, omp_get_thread_num(), omp_get_num_threads());
   }
 }
+
+// Rows of an int4 weight that lie together.
+extern "C" int quantstudio_int4_rows() { return 4 * LANES; }

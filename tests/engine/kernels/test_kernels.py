@@ -10,14 +10,20 @@ from quantstudio.engine.kernels.activations import fake_quantize_per_token, quan
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8, CpuInt8Dynamic
 from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
+from quantstudio.engine.kernels.cpu_native import NativeInt4, NativeInt8
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.embedding import Int8Embedding
 from quantstudio.engine.kernels.registry import Chooser, relative_error
+from quantstudio.engine.native import build
 from quantstudio.engine.quantized_weight import QuantizedWeight
 
 CPU = torch.device("cpu")
 INT8 = WeightSpec(8, None)
+needs_native = pytest.mark.skipif(build.native().library is None, reason=build.native().why_not)
 needs_bags = pytest.mark.skipif(not CpuInt8Bags.supports(INT8, 64, 64, CPU), reason="FBGEMM is for x86")
+BAGS = pytest.mark.parametrize(
+    "kernel", [pytest.param(CpuInt8Bags, marks=needs_bags), pytest.param(NativeInt8, marks=needs_native)]
+)
 
 
 def weight_of(spec: WeightSpec, rows: int, columns: int) -> QuantizedWeight:
@@ -43,8 +49,9 @@ def chosen(spec: WeightSpec, rows: int, columns: int, log: list[str] | None = No
 def test_int4_and_less_runs_every_group_of_32_fast_and_right(bits, group, symmetric, activations):
     spec = WeightSpec(bits, group, symmetric, activations)
     columns = {224: 448, 96: 192}.get(group, 256)
-    assert chosen(spec, 64, columns) is CpuInt4
-    assert relative_error(CpuInt4, spec, columns, CPU) < 0.005
+    fast = [CpuInt4] if build.native().library is None else [NativeInt4, CpuInt4]
+    assert chosen(spec, 64, columns) is fast[0]
+    assert all(relative_error(kernel, spec, columns, CPU) < 0.005 for kernel in fast)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
@@ -71,21 +78,21 @@ def test_int8_runs_any_width(kernel, columns):
     assert relative_error(kernel, WeightSpec(8, None, activations=activations), columns, CPU) < 0.005
 
 
-@needs_bags
 @pytest.mark.parametrize("activations", ActivationKind)
 @pytest.mark.parametrize("columns", [1, 16, 33, 72, 896])
-def test_int8_bags_run_any_width(columns, activations):
-    assert relative_error(CpuInt8Bags, WeightSpec(8, None, activations=activations), columns, CPU) < 0.005
+@BAGS
+def test_int8_bags_run_any_width(kernel, columns, activations):
+    assert relative_error(kernel, WeightSpec(8, None, activations=activations), columns, CPU) < 0.005
 
 
-@needs_bags
 @pytest.mark.parametrize("activations", ActivationKind)
 @pytest.mark.parametrize("rows", [1, 15, 64, 255, 257, 700, 1500])
-def test_int8_bags_take_any_number_of_outputs(rows, activations):
+@BAGS
+def test_int8_bags_take_any_number_of_outputs(kernel, rows, activations):
     weight = weight_of(WeightSpec(8, None, activations=activations), rows, 64)
     bias = nn.Parameter(torch.randn(rows).to(torch.bfloat16), requires_grad=False)
     other = CpuInt8Dynamic if activations is ActivationKind.INT8_TOKEN else CpuInt8
-    bags, reference = CpuInt8Bags(weight, bias), other(weight, bias)
+    bags, reference = kernel(weight, bias), other(weight, bias)
     for tokens in (1, 3, 200):
         x = torch.randn(2, tokens, 64).to(torch.bfloat16)
         assert bags(x).shape == (2, tokens, rows)
@@ -117,10 +124,11 @@ def test_joined_int8_bags_share_one_table_and_its_blocks():
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 100, 1500])
-def test_int4_takes_any_number_of_outputs(rows):
+@pytest.mark.parametrize("kernel", [CpuInt4, pytest.param(NativeInt4, marks=needs_native)])
+def test_int4_takes_any_number_of_outputs(kernel, rows):
     weight = weight_of(WeightSpec(4, 32), rows, 64)
     bias = nn.Parameter(torch.randn(rows).to(torch.bfloat16), requires_grad=False)
-    fast, reference = CpuInt4(weight, bias), Dequantized(weight, bias)
+    fast, reference = kernel(weight, bias), Dequantized(weight, bias)
     for tokens in (1, 3, 200):
         x = torch.randn(2, tokens, 64).to(torch.bfloat16)
         assert fast(x).shape == (2, tokens, rows)
@@ -148,6 +156,7 @@ def test_packing_of_this_machine_is_known():
     assert cpu_int4.packing_block() in (32, 64)
 
 
+@pytest.mark.usefixtures("without_native")
 def test_kernel_that_disagrees_is_dropped_once_with_a_log_line(monkeypatch):
     def wrong(self, rows):
         return rows @ torch.zeros(rows.shape[1], self._rows, dtype=rows.dtype)

@@ -12,6 +12,8 @@ from quantstudio.core.schemes import WeightSpec
 from quantstudio.core.speed_words import kernel_words
 from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
+from quantstudio.engine.kernels.cpu_int8 import CpuInt8
+from quantstudio.engine.kernels.cpu_int8_bags import CpuInt8Bags
 from quantstudio.engine.kernels.dequantized import Dequantized
 from quantstudio.engine.kernels.registry import AUTO, KERNELS, Chooser
 from quantstudio.engine.kernels.trial import PROMPT_ROWS, Trials, machine_key
@@ -19,7 +21,10 @@ from quantstudio.engine.kernels.trial import PROMPT_ROWS, Trials, machine_key
 CPU = torch.device("cpu")
 INT4 = WeightSpec(4, 128)
 SHAPE = (512, 512)
-INT8 = next(kernel for kernel in KERNELS if kernel.supports(WeightSpec(8, None), *SHAPE, CPU))
+INT8 = CpuInt8Bags if CpuInt8Bags.supports(WeightSpec(8, None), *SHAPE, CPU) else CpuInt8
+
+
+pytestmark = pytest.mark.usefixtures("without_native")  # its own kernels are not raced against each other
 
 
 @pytest.fixture

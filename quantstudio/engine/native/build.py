@@ -22,7 +22,8 @@ from quantstudio.core.paths import native_cache
 from quantstudio.engine.reporter import Reporter
 
 _SOURCES = ("vectors.h", "products.h", "token.cpp")
-_COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-w")
+_COMPILE = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-w")
+_PROCESSOR = ("-march=native",)
 _PATIENCE_S = 120
 _NEEDED = {"avx2", "fma"}
 _LONGEST_REASON = 200
@@ -91,7 +92,7 @@ def _cpu_flags() -> frozenset[str]:
 
 def _place() -> Path:
     """Where the library of these sources, for this processor, belongs."""
-    digest = hashlib.sha256(" ".join((*_COMPILE, *sorted(_cpu_flags()))).encode())
+    digest = hashlib.sha256(" ".join((*_COMPILE, *_PROCESSOR, *sorted(_cpu_flags()))).encode())
     for source in _SOURCES:
         digest.update(Path(__file__).with_name(source).read_bytes())
     return native_cache() / f"{digest.hexdigest()[:32]}.so"
@@ -104,7 +105,7 @@ def _build(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         parts, whole = Path(folder) / "token.o", Path(folder) / "token.so"
         source = Path(__file__).with_name(_SOURCES[-1])
-        _run([compiler, *_COMPILE, "-c", str(source), "-o", str(parts)])
+        _run([compiler, *_COMPILE, *_PROCESSOR, "-c", str(source), "-o", str(parts)])
         # OpenMP's functions stay open: they are found in the library that torch has loaded.
         _run([compiler, "-shared", str(parts), "-o", str(whole)])
         whole.replace(path)

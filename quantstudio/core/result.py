@@ -13,7 +13,8 @@ RESULT_VERSION = 1
 
 
 class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # Numbers only: what is infinite can be put into no table and no chart.
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Spread(_Plain):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -243,6 +244,16 @@ def test_no_result_is_said_in_words(run):
     (run / "result.json").write_text("{")
     with pytest.raises(RunNotFound, match="damaged"):
         run_store.read_result(run)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_result_with_what_is_no_number_is_damaged(run, make_result, number):
+    text = make_result("int4").model_dump_json()
+    (run / "result.json").write_text(re.sub(r'"kl":\{"value":[^,]+', f'"kl":{{"value":{number}', text))
+    with pytest.raises(RunNotFound, match="damaged"):
+        run_store.read_result(run)
+    (run / "result.json").write_text(text)
+    assert run_store.read_result(run).quality is not None
 
 
 def test_a_place_that_cannot_hold_runs_is_said_in_words(tmp_path):

@@ -412,7 +412,7 @@ def chat(argument):
     """Answers each request with the words of its last message, slowly; `stop` ends an answer."""
     begin()
     say("phase", id="load", title="Loading", index=0, total=2)
-    say("engine", text="W4A16 g128: an operator, 3.1× bf16")
+    say("engine", text="int4 weights 3.1 times as fast as bf16", detail="W4A16 g128 run by an_operator")
     say("phase", id="chat", title="Ready", index=1, total=2)
     turn = 0
     while True:

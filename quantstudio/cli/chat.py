@@ -82,8 +82,10 @@ class Conversation:
                 self._messages.append(ChatMessage(role="assistant", content=self._answer))
                 self._answer = ""
                 self._turn_over.set()
-            case protocol.Notice() | protocol.Engine():
+            case protocol.Notice():
                 print(f"  {message.text}", file=sys.stderr)
+            case protocol.Engine():
+                print(f"  {message.detail or message.text}", file=sys.stderr)
             case _:
                 pass
 

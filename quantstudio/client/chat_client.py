@@ -29,8 +29,8 @@ class ChatClient(QObject):
     answered = Signal(object)
     reading = Signal(float)
     """Share of the prompt that has been read, 0 to 1."""
-    engine = Signal(str)
-    """What runs a part of the model, before `ready`."""
+    engine = Signal(object)
+    """What runs a part of the model (a `protocol.Engine`), before `ready`."""
     memory = Signal(object)
     failed = Signal(object)
     closed = Signal()
@@ -116,8 +116,8 @@ class ChatClient(QObject):
                 self.notice.emit(text)
             case protocol.Progress(done=done, total=total) if self.is_answering and total > 0:
                 self.reading.emit(min(1.0, done / total))
-            case protocol.Engine(text=text):
-                self.engine.emit(text)
+            case protocol.Engine():
+                self.engine.emit(message)
             case protocol.Memory():
                 self.memory.emit(message)
             case protocol.Answer():

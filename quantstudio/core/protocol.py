@@ -152,10 +152,11 @@ class Answer(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine(Message):
-    """What runs a part of the loaded model, in one line for a person."""
+    """What runs a part of the loaded model, in one line for a person. `detail`: all of it, with operators' own names."""
 
     type: ClassVar[str] = "engine"
     text: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from quantstudio.core.humanize import human_bytes
 from quantstudio.core.model_parts import Part
 from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import MachineSection
-from quantstudio.core.speed_words import kernel_words
+from quantstudio.core.speed_words import kernels_words
 from quantstudio.engine.kernels.registry import Chooser
 from quantstudio.engine.kernels.trial import BEFORE_A_JOB_S, Timing, Trials, sum_timings
 from quantstudio.engine.load import resolve_device
@@ -50,17 +50,17 @@ def warn_if_slower(plan: QuantizationPlan, machine: MachineSection, reporter: Re
         return
     kept = _kept(plan, bf16)
     own, bf16 = sum_timings((own, kept)), sum_timings((bf16, kept))
-    kernels = "; ".join(kernel_words(use) for use in chooser.uses())
+    kernels = kernels_words(chooser.uses())
     if own.one > CLEAR * bf16.one:
         reporter.notice(
             f"On this machine the result will write slower than the original: its matrices take "
-            f"{own.one / bf16.one:.2g} times as long ({kernels}). It will still be smaller: "
+            f"{own.one / bf16.one:.2g} times as long. It will still be smaller: "
             f"{human_bytes(plan.sizes.total)} instead of {human_bytes(plan.original_sizes.total)}. "
-            "If speed is what you want, cancel and choose another scheme.",
+            f"If speed is what you want, cancel and choose another scheme. What was tried: {kernels}.",
             level="warning",
         )
     else:
-        reporter.notice(f"Tried on this machine: {kernels}.")
+        reporter.notice(f"Tried before the long work: {kernels}.")
 
 
 def _kept(plan: QuantizationPlan, bf16: Timing) -> Timing:

@@ -111,7 +111,7 @@ def test_what_runs_the_model_and_how_far_the_prompt_is_read(qtbot, fake):
     client.reading.connect(shares.append)
     with qtbot.waitSignal(client.ready, timeout=LONG_MS):
         client.open("starter")
-    assert lines == ["W4A16 g128: an operator, 3.1× bf16"]
+    assert [line.text for line in lines] == ["int4 weights 3.1 times as fast as bf16"]
     with qtbot.waitSignal(client.reading, timeout=LONG_MS):
         client.generate(ask("long"))
     with qtbot.waitSignal(client.answered, timeout=LONG_MS):

@@ -155,8 +155,9 @@ def test_lengths_kernels_and_the_limit_are_told(make_result):
     assert only(found, "Measured with").endswith(
         "a prompt of 512 tokens and an answer of 64, so at context lengths of 512 to 576, on the CPU with 2 threads."
     )
-    assert only(found, "Kernels:") == (
-        "Kernels: W4A16 g128: an_operator, 2.7× bf16 for one token, 0.56× for a prompt of 128 (a short trial here)."
+    assert only(found, "How fast low-bit weights") == (
+        "How fast low-bit weights are multiplied here: int4 weights (W4A16 g128) 2.7 times as fast as bf16 for one "
+        "token, 0.56 times for a prompt of 128 (a short trial here; run by an_operator)."
     )
     assert "Each token reads 1 MB of weights: 71 % of what the memory can deliver" in only(found, "Each token")
     assert "the output head in the bits of the layers" in only(found, "What would be faster")

@@ -44,8 +44,9 @@ def told(tiny_folder, monkeypatch, tmp_path, without_native):
 def test_a_faster_outcome_is_told_with_its_kernels(told):
     (notice,) = told(0.25)
     assert notice.level == "info"
-    assert "W4A16 g32: _weight_int4pack_mm_for_cpu, 4× bf16 for one token" in notice.text
-    assert f"W8A16: {INT8.operator}, 2× bf16" in notice.text
+    assert "int4 weights (W4A16 g32) 4 times as fast as bf16 for one token" in notice.text
+    assert "int8 weights (W8A16) 2 times as fast as bf16" in notice.text
+    assert notice.text.endswith(f"(a short trial here; run by _weight_int4pack_mm_for_cpu, {INT8.operator}).")
 
 
 def test_a_slower_one_is_a_warning(told):

@@ -339,13 +339,16 @@ def test_compiling_is_offered_where_there_may_be_a_gpu(qtbot, monkeypatch, tool)
 def test_the_status_says_what_runs_the_model(page, qtbot):
     write(page, qtbot, "hello")
     qtbot.waitUntil(done(page), timeout=5000)
-    assert page.status.whole_text() == "Ready · W4A16 g128: an operator, 3.1× bf16"
+    assert page.status.whole_text() == "Ready · int4 weights 3.1 times as fast as bf16"
     page._on_memory(protocol.Memory(rss=900_000_000))
-    assert page.status.whole_text() == "Ready · 900 MB of memory · W4A16 g128: an operator, 3.1× bf16"
+    assert page.status.whole_text() == "Ready · 900 MB of memory · int4 weights 3.1 times as fast as bf16"
     page.show_model("starter")
     page._load_again()
     qtbot.waitUntil(lambda: page.client.is_ready, timeout=5000)
-    assert page.status.whole_text().count("W4A16") == 1
+    assert page.status.whole_text().count("int4") == 1
+    assert "an_operator" not in page.status.whole_text()
+    assert "an_operator" in page.status.toolTip()
+    assert "an_operator" in page.options.kernels.text().replace("\u200b", "")
 
 
 def test_how_far_a_long_prompt_is_read_is_shown_until_the_first_word(page, qtbot):

@@ -52,7 +52,7 @@ class ChatPage(QWidget):
         self._answer: list[str] | None = None
         self._wanted = False
         self._noticed = ""
-        self._engine: list[str] = []
+        self._engine: list[protocol.Engine] = []
         self._middle = QStackedWidget()
         self._make_buttons()
         self._lay_out()
@@ -184,7 +184,7 @@ class ChatPage(QWidget):
         client.notice.connect(self._on_notice)
         client.answered.connect(self._on_answered)
         client.memory.connect(self._on_memory)
-        client.engine.connect(lambda line: self._engine.append(line))
+        client.engine.connect(self._on_engine)
         client.reading.connect(self._on_reading)
         client.failed.connect(self._on_failed)
         client.closed.connect(self._on_closed)
@@ -228,6 +228,7 @@ class ChatPage(QWidget):
 
     def _open_model(self) -> None:
         self._engine = []
+        self.options.say_kernels([])
         machine = self.options.machine(self.context.settings)
         self.client.open(self.models.model_id(), machine)
         self._say_status()
@@ -254,6 +255,10 @@ class ChatPage(QWidget):
         self.options.say_kv_cost(kv_cache_cost(measured.kv_cache) if measured and measured.kv_cache else "")
         self.options.set_template(on=has_chat_template(folder))
         self._on_mode()
+
+    def _on_engine(self, line: protocol.Engine) -> None:
+        self._engine.append(line)
+        self.options.say_kernels([each.detail for each in self._engine if each.detail])
 
     def _on_ready(self) -> None:
         self._say_status()
@@ -290,7 +295,7 @@ class ChatPage(QWidget):
         if self.client.is_ready and not self.client.is_answering:
             used = human_bytes(memory.cuda or memory.rss)
             where = tr("of GPU memory") if memory.cuda else tr("of memory")
-            self._say(" · ".join([tr("Ready"), f"{used} {where}", *self._engine]))
+            self._say_ready(f"{used} {where}")
 
     def _on_reading(self, share: float) -> None:
         """Only until the first word of the answer."""
@@ -357,14 +362,21 @@ class ChatPage(QWidget):
 
     def _say_status(self) -> None:
         if not self.client.model:
-            text = tr("Not loaded yet: the model is loaded with your first message.")
+            self._say(tr("Not loaded yet: the model is loaded with your first message."))
         elif not self.client.is_ready:
-            text = tr("Loading the model…")
+            self._say(tr("Loading the model…"))
+        elif self.client.is_answering:
+            self._say(tr("Answering…"))
         else:
-            text = tr("Answering…") if self.client.is_answering else " · ".join([tr("Ready"), *self._engine])
-        self._say(text)
+            self._say_ready()
 
-    def _say(self, text: str) -> None:
+    def _say_ready(self, memory: str = "") -> None:
+        """In few words what the model takes and what runs it; in the tooltip all of it, with operators' own names."""
+        parts = [tr("Ready"), memory, *(line.text for line in self._engine)]
+        self._say(" · ".join(filter(None, parts)), " ".join(f"{line.detail}." for line in self._engine if line.detail))
+
+    def _say(self, text: str, detail: str = "") -> None:
+        self.status.set_detail(detail)
         self.status.setText(text)
 
     def _warn_of_run(self) -> None:

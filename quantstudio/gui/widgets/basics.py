@@ -158,20 +158,25 @@ class PageHeader(QWidget):
 
 
 class ElidedLabel(QLabel):
-    """One line that ends in … where there is no room; the whole text is in the tooltip then."""
+    """One line that ends in … where there is no room; the whole text is in the tooltip then, or what else there is."""
 
     def __init__(self, text: str = "", role: str = "", *, mode: Qt.TextElideMode = Qt.TextElideMode.ElideRight) -> None:
         super().__init__()
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setProperty("role", role)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self._whole, self._mode = text, mode
+        self._whole, self._detail, self._mode = text, "", mode
         self.setText(text)
 
     def setText(self, text: str) -> None:  # noqa: N802 - Qt's name
         self._whole = text
         self.setAccessibleName(text)
         self._fit()
+
+    def set_detail(self, text: str) -> None:
+        """What a person reads who points at it, in place of the whole text."""
+        self._detail = text
+        self.setAccessibleDescription(text)
 
     def whole_text(self) -> str:
         """The text without …"""
@@ -189,7 +194,9 @@ class ElidedLabel(QLabel):
         shown = QFontMetrics(self.font()).elidedText(self._whole, self._mode, max(0, self.width()))
         if shown != self.text():
             super().setText(shown)
-            self.setToolTip(self._whole if shown != self._whole else "")
+        tip = wrapped(self._detail) or (self._whole if shown != self._whole else "")
+        if tip != self.toolTip():
+            self.setToolTip(tip)
 
 
 class EmptyState(QWidget):

@@ -6,6 +6,7 @@ command line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import annotated_types
@@ -19,7 +20,7 @@ from quantstudio.core.recipe import MachineSection
 from quantstudio.core.settings import Settings
 from quantstudio.gui.forms.editors import Editor, editor_for
 from quantstudio.gui.language import tr
-from quantstudio.gui.widgets.basics import button, label, wrapped
+from quantstudio.gui.widgets.basics import breakable, button, label, wrapped
 
 WIDTH = 264
 ENGINE, KERNEL, KV_CACHE = "machine.engine", "machine.kernel", "machine.kv_cache"
@@ -65,6 +66,8 @@ class ChatOptions(QScrollArea):
         self.system = QPlainTextEdit()
         self.editors: dict[str, Editor] = {}
         self.machine_editors: dict[str, Editor] = {}
+        self.kernels = label("", "caption", wrap=True)
+        self.kernels.hide()
         self._layout = QVBoxLayout()
         self._layout.setContentsMargins(0, 0, 16, 16)
         self._layout.setSpacing(4)
@@ -104,6 +107,11 @@ class ChatOptions(QScrollArea):
     def say_kv_cost(self, sentence: str) -> None:
         """What int8 there costs the chosen model; empty when no run has measured it."""
         self.kv_cost.setText(sentence or tr("What int8 costs this model: not measured. A run with int8 measures it."))
+
+    def say_kernels(self, lines: Sequence[str]) -> None:
+        """What runs the loaded model, with the operators' own names; nothing and no room while none is loaded."""
+        self.kernels.setText(breakable("\n".join(lines)))
+        self.kernels.setVisible(bool(lines))
 
     def sampling(self) -> Sampling:
         """The settings. A seed that is no whole number counts as none."""
@@ -153,6 +161,8 @@ class ChatOptions(QScrollArea):
             self.machine_editors[spec.path] = editor
             self._layout.addSpacing(8)
             self._add_labelled(tr(spec.title), editor)
+            if spec.path == KERNEL:
+                self._layout.addWidget(self.kernels)
         self.kv_cost = label("", "caption", wrap=True)
         self.say_kv_cost("")
         self._layout.addWidget(self.kv_cost)

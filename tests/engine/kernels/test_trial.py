@@ -9,7 +9,7 @@ import torch
 
 from quantstudio.core.recipe import MachineSection
 from quantstudio.core.schemes import WeightSpec
-from quantstudio.core.speed_words import kernel_words
+from quantstudio.core.speed_words import kernel_line, kernels_words
 from quantstudio.engine.kernels import trial
 from quantstudio.engine.kernels.cpu_int4 import CpuInt4
 from quantstudio.engine.kernels.cpu_int8 import CpuInt8
@@ -143,8 +143,11 @@ def test_what_was_chosen_is_told_with_all_its_layers(tmp_path, clock):
     assert (int4.scheme, int4.kernel, int4.layers) == ("W4A16 g128", "cpu_int4", 2)
     assert int4.decode_ratio == int4.prompt_ratio == pytest.approx(3)
     assert int8.decode_ratio is None
-    assert kernel_words(int4).startswith("W4A16 g128: _weight_int4pack_mm_for_cpu, 3× bf16 for one token, 3× for a")
-    assert kernel_words(int8) == f"W8A16: {INT8.operator} (not tried here)"
+    assert kernel_line(int4) == "int4 weights 3 times as fast as bf16"
+    assert kernels_words([int4, int8]) == (
+        "int4 weights (W4A16 g128) 3 times as fast as bf16 for one token, 3 times for a prompt of 128; "
+        f"int8 weights (W8A16) not timed (a short trial here; run by {int4.operator}, {INT8.operator})"
+    )
 
 
 def test_times_of_a_disturbed_machine_are_not_believed(tmp_path, monkeypatch):

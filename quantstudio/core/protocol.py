@@ -152,7 +152,7 @@ class Answer(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine(Message):
-    """What runs a part of the loaded model, in one line for a person. `detail`: all of it, with operators' own names."""
+    """What runs a part of the loaded model, in a line for a person. `detail`: all of it, with operators' own names."""
 
     type: ClassVar[str] = "engine"
     text: str

@@ -50,16 +50,14 @@ def kernels_words(uses: Sequence[KernelUse]) -> str:
 
 
 def kernel_words(use: KernelUse) -> str:
-    """`int4 weights (W4A16 g128) 3.1 times as fast as bf16 for one token, 0.7 times for a prompt of 128`."""
+    """`int4 weights (W4A16 g128) 3.1 times as fast as bf16 for one token, at 70 % of bf16's speed for a prompt …`."""
     weights = f"{_weights(use)} ({use.scheme})"
     if use.kernel == DEQUANTIZED:
         return f"{weights} computed in bf16, as no faster kernel was found for them"
     if use.decode_ratio is None or use.prompt_ratio is None:
         return f"{weights} not timed"
-    return (
-        f"{weights} {_as_fast(use.decode_ratio)} for one token, "
-        f"{use.prompt_ratio:.2g} times for a prompt of {use.prompt_tokens}"
-    )
+    prompt = _as_fast(use.prompt_ratio).removesuffix(" as fast as bf16")
+    return f"{weights} {_as_fast(use.decode_ratio)} for one token, {prompt} for a prompt of {use.prompt_tokens}"
 
 
 def kernel_line(use: KernelUse) -> str:
@@ -75,7 +73,9 @@ def _weights(use: KernelUse) -> str:
 
 
 def _as_fast(ratio: float) -> str:
-    return "as fast as bf16" if abs(ratio - 1) < SAME else f"{ratio:.2g} times as fast as bf16"
+    if abs(ratio - 1) < SAME:
+        return "as fast as bf16"
+    return f"{ratio:.2g} times as fast as bf16" if ratio > 1 else f"at {ratio * 100:.0f} % of bf16's speed"
 
 
 def bandwidth_share(measured: Performance) -> float | None:

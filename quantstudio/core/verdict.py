@@ -29,13 +29,32 @@ def verdict(result: RunResult) -> tuple[str, ...]:
         sentences.append(kv_cache_cost(result.kv_cache))
     if result.original_first and result.original_last:
         sentences += _drift(result.original_first, result.original_last)
-    if original and quantized:
-        sentences += speed_details(result, original, quantized)
-        if result.other_engine:
-            sentences.append(engine_words(result.other_engine, quantized))
+    sentences += _background(result)
     if not quantized:
         sentences.append("Speed, memory and quality were not measured.")
     return tuple(sentences)
+
+
+def split_verdict(result: RunResult) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The sentences that a result holds: what was gained and lost; and how it was measured and what lies behind it.
+
+    What an older version said about the background stands among the first.
+    """
+    background = set(_background(result))
+    return (
+        tuple(sentence for sentence in result.verdict if sentence not in background),
+        tuple(sentence for sentence in result.verdict if sentence in background),
+    )
+
+
+def _background(result: RunResult) -> list[str]:
+    original, quantized = baseline(result), result.quantized
+    if not (original and quantized):
+        return []
+    sentences = list(speed_details(result, original, quantized))
+    if result.other_engine:
+        sentences.append(engine_words(result.other_engine, quantized))
+    return sentences
 
 
 def summary(result: RunResult) -> str:

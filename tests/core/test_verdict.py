@@ -3,7 +3,7 @@
 import pytest
 
 from quantstudio.core.result import Interval, KernelUse, KvCacheCost, Spread
-from quantstudio.core.verdict import summary, verdict
+from quantstudio.core.verdict import split_verdict, summary, verdict
 
 
 def timings(median, width=0.01):
@@ -157,10 +157,25 @@ def test_lengths_kernels_and_the_limit_are_told(make_result):
     )
     assert only(found, "How fast low-bit weights") == (
         "How fast low-bit weights are multiplied here: int4 weights (W4A16 g128) 2.7 times as fast as bf16 for one "
-        "token, 0.56 times for a prompt of 128 (a short trial here; run by an_operator)."
+        "token, at 56 % of bf16's speed for a prompt of 128 (a short trial here; run by an_operator)."
     )
     assert "Each token reads 1 MB of weights: 71 % of what the memory can deliver" in only(found, "Each token")
     assert "the output head in the bits of the layers" in only(found, "What would be faster")
+
+
+def test_what_was_gained_stands_apart_from_what_lies_behind_it(make_result):
+    result = with_limit(make_result("int4"), 0.71)
+    told = result.model_copy(update={"verdict": ("In words of an older version.", *verdict(result))})
+    gained, background = split_verdict(told)
+    assert gained[0] == "In words of an older version."
+    assert "times smaller" in gained[1]
+    assert [sentence.split()[0] for sentence in background] == ["Measured", "Each", "What"]
+    assert sorted((*gained, *background)) == sorted(told.verdict)
+
+
+def test_where_nothing_was_measured_nothing_lies_behind_it(make_result):
+    result = make_result("int4", original_first=None, original_last=None, quantized=None)
+    assert split_verdict(result.model_copy(update={"verdict": verdict(result)}))[1] == ()
 
 
 @pytest.mark.parametrize(

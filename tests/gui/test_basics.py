@@ -16,6 +16,7 @@ from quantstudio.gui.widgets.basics import (
     button,
     label,
     page_layout,
+    typeset,
     wrapped,
 )
 from quantstudio.gui.widgets.grow import grow_to_fit, resize_around
@@ -26,6 +27,16 @@ LONG = "Add a folder with config.json and .safetensors files, or drop one here. 
 @pytest.fixture(autouse=True)
 def _dressed(qapp):
     apply_theme(qapp, LIGHT)
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [("95 % sure", 1), ("16.8 MB → 5 kB", 2), ("93.7 tok/s in 80 ms", 2), ("3 models", 0), ("64 Bs", 0), ("a % b", 0)],
+)
+def test_units_stay_with_their_numbers(text, units):
+    set_apart = typeset(text)
+    assert set_apart.count("\u00a0") == units
+    assert set_apart.replace("\u00a0", " ") == text
 
 
 def test_an_empty_page_shows_its_whole_text(qtbot):

@@ -54,8 +54,8 @@ class Editor(QWidget):
         self._row = QHBoxLayout(self)
         self._row.setContentsMargins(0, 0, 0, 0)
         self._row.setSpacing(8)
-        self._row.addWidget(control, 100)
-        self._row.addStretch(1)
+        self._row.addWidget(control, 1)
+        self._row.addStretch(0)  # what the control cannot take
 
     def value(self) -> Any:
         """The value as the recipe takes it."""
@@ -66,7 +66,7 @@ class Editor(QWidget):
         raise NotImplementedError
 
     def _add_browse(self, browse: Callable[[], None], what: str) -> None:
-        beside = button("Browse…", browse, tooltip=what)
+        beside = button("", browse, icon="folder", tooltip=what)  # its word would take the room of the value
         beside.setAccessibleName(f"{tr(self.spec.title)}: {tr('Browse…')}")
         self._row.insertWidget(1, beside, 0, Qt.AlignmentFlag.AlignTop)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import QDir, QMargins, QTimer
@@ -25,10 +26,22 @@ from quantstudio.core.report import markdown_table
 from quantstudio.core.result import RunResult
 from quantstudio.core.run_state import Status
 from quantstudio.core.run_store import RunHeader, list_runs, read_result
+from quantstudio.core.verdict import split_verdict
 from quantstudio.gui.background import Latest
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import tr
-from quantstudio.gui.widgets.basics import MARGIN, SPACE, Banner, Card, EmptyState, PageHeader, button, label, row
+from quantstudio.gui.widgets.basics import (
+    MARGIN,
+    SPACE,
+    Banner,
+    Card,
+    EmptyState,
+    PageHeader,
+    button,
+    label,
+    row,
+    typeset,
+)
 from quantstudio.gui.widgets.chart_view import ChartPool, ChartView
 from quantstudio.gui.widgets.compare_export import FORMATS, ExportFormat, export, with_suffix
 from quantstudio.gui.widgets.compare_picker import RunPicker
@@ -301,7 +314,8 @@ class ComparePage(QWidget):
         card.body.addWidget(CompareTable(group))
         card.body.addWidget(label(_legend(group), "caption", wrap=True))
         layout.addWidget(card)
-        verdicts = [_verdict(run) for run in group.runs if run.verdict]
+        results = {result.run_id: result for result in self.results}
+        verdicts = [_verdict(run, split_verdict(results[run.run_id])[0]) for run in group.runs if run.verdict]
         if verdicts:
             layout.addWidget(_verdict_card(verdicts))
         grid = QGridLayout()
@@ -337,14 +351,14 @@ def _legend(group: Comparison) -> str:
     return " ".join(parts)
 
 
-def _verdict(run: Row) -> QWidget:
+def _verdict(run: Row, sentences: Sequence[str]) -> QWidget:
     box = QWidget()
     layout = QVBoxLayout(box)
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(3)
     layout.addWidget(label(run.name, "strong"))
-    for sentence in run.verdict:
-        layout.addWidget(label(sentence, wrap=True))
+    for sentence in sentences:
+        layout.addWidget(label(typeset(sentence), wrap=True))
     return box
 
 

@@ -76,6 +76,11 @@ def breakable(text: str) -> str:
     return re.sub(r"(?<=\w)([._/])(?=[^\W\d])", "\\1\u200b", text)
 
 
+def typeset(text: str) -> str:
+    """The text with units that stay in the line of their numbers."""
+    return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B|m?s|min|tok/s|nats)(?!\w))", "\u00a0", text)
+
+
 def icon_label(name: str, role: str = "muted", size: int = ICON_SIZE) -> QLabel:
     """An icon by itself, for decoration: screen readers skip it."""
     made = QLabel()

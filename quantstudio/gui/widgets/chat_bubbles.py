@@ -13,7 +13,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QScrollArea, QSizePolicy, QTe
 from quantstudio.core.conversation import Turn
 from quantstudio.core.humanize import human_rate, human_seconds, plural
 from quantstudio.gui.language import tr
-from quantstudio.gui.widgets.basics import MARGIN, button, label, row
+from quantstudio.gui.widgets.basics import MARGIN, ElidedLabel, button, row
 from quantstudio.gui.widgets.scroll_margin import keep_margin
 
 FLUSH_MS = 33
@@ -54,6 +54,15 @@ class PlainText(QTextEdit):
         cursor.movePosition(QTextCursor.MoveOperation.End)
         cursor.insertText(text)
 
+    def trim(self) -> None:
+        """Take away empty lines at the end: models often write some before they stop."""
+        text = self.toPlainText()
+        cursor = QTextCursor(self.document())
+        cursor.movePosition(QTextCursor.MoveOperation.End)
+        empty = len(text) - len(text.rstrip())
+        cursor.movePosition(QTextCursor.MoveOperation.Left, QTextCursor.MoveMode.KeepAnchor, empty)
+        cursor.removeSelectedText()
+
     def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802 - Qt's name
         event.ignore()  # the conversation scrolls, not one turn
 
@@ -78,8 +87,8 @@ class Bubble(QFrame):
         self.setProperty("role", "info" if mine else "card")
         self.setAccessibleName(tr("You") if mine else tr("Answer"))
         self.body = PlainText(tr("What you said") if mine else tr("The model's answer"))
-        self.body.setPlainText(text)
-        self.numbers = label("", "caption")
+        self.body.setPlainText(text.rstrip())
+        self.numbers = ElidedLabel("", "caption")
         self.copy = button(
             tr("Copy"), self._copy, icon="copy", variant="ghost", tooltip=tr("Put this text on the clipboard.")
         )
@@ -95,7 +104,10 @@ class Bubble(QFrame):
         layout.setSpacing(4)
         layout.addWidget(self.body)
         self.foot = QWidget()
-        self.foot.setLayout(row(self.numbers, None, self.copy, self.again, spacing=0))
+        foot = row(spacing=0)
+        foot.addWidget(self.numbers, 1)
+        foot.addLayout(row(self.copy, self.again, spacing=0))
+        self.foot.setLayout(foot)
         self.foot.setVisible(not mine)
         self.again.setVisible(False)
         layout.addWidget(self.foot)
@@ -209,12 +221,13 @@ class ChatView(QScrollArea):
         if self.bubbles:
             bubble = self.bubbles[-1]
             bubble.body.append_piece(text)
-            if bubble.numbers.text():
+            if bubble.numbers.whole_text():
                 bubble.numbers.setText("")
 
     def end_answer(self, turn: Turn) -> None:
         """The answer is whole."""
         self.flush()
+        self.bubbles[-1].body.trim()
         self.bubbles[-1].show_numbers(turn)
         self._mark_last()
 

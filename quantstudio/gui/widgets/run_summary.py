@@ -8,8 +8,9 @@ from PySide6.QtWidgets import QFrame, QGridLayout, QVBoxLayout, QWidget
 from quantstudio.core.comparison import Cell, Column, Comparison, compare
 from quantstudio.core.protocol import Error
 from quantstudio.core.result import RunResult
+from quantstudio.core.verdict import split_verdict
 from quantstudio.gui.language import tr
-from quantstudio.gui.widgets.basics import Card, button, column, icon_label, label, row
+from quantstudio.gui.widgets.basics import GAP, Card, button, column, icon_label, label, row, typeset
 from quantstudio.gui.widgets.flow import Flow
 from quantstudio.gui.widgets.run_stopped import RESUME
 
@@ -95,8 +96,14 @@ class ResultCard(Card):
         """Show this result."""
         (group,) = compare([result])
         _clear(self._texts)
-        for sentence in result.verdict:
-            self._texts.addWidget(label(sentence, wrap=True))
+        gained, background = split_verdict(result)
+        for sentence in gained:
+            self._texts.addWidget(label(typeset(sentence), wrap=True))
+        if background:
+            self._texts.addSpacing(GAP)
+            self._texts.addWidget(label("Behind these numbers", "strong"))
+        for sentence in background:
+            self._texts.addWidget(label(typeset(sentence), "muted", wrap=True))
         _clear(self._tiles)
         self._made = [
             NumberTile(_TITLES.get(head.id, head.title), cell, head.help)

@@ -14,6 +14,16 @@ from quantstudio.core.result import KernelUse, Performance, RunResult
 
 DEQUANTIZED = "dequantized"
 """The kernel that expands weights to bf16: no name to look up, no gain to tell."""
+BACKGROUND = (
+    "Measured with ",
+    "How fast low-bit weights ",
+    "Kernels: ",
+    "Runs on ",
+    "Each token reads ",
+    "What would be faster",
+    "On ONNX Runtime ",
+)
+"""How sentences of `speed_details` and about other engines begin, and those of older versions."""
 NEAR_LIMIT = 0.6
 """From this share of the memory's speed on, fewer bytes are the way to more tokens."""
 

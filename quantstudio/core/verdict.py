@@ -6,12 +6,14 @@ When the quantized model is not faster on this machine, that is the sentence.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from quantstudio.core.comparison import NEAR, SAME, baseline
 from quantstudio.core.engines import engine_words
 from quantstudio.core.humanize import human_bytes, human_count, human_rate, human_seconds, plural
 from quantstudio.core.result import Interval, KvCacheCost, Performance, Quality, RunResult, Spread
 from quantstudio.core.sensitivity import KNEE_KL
-from quantstudio.core.speed_words import speed_details
+from quantstudio.core.speed_words import BACKGROUND, speed_details
 
 DRIFT = 0.05
 """From this relative difference between the first and the last measurement of the original, it is mentioned."""
@@ -29,32 +31,22 @@ def verdict(result: RunResult) -> tuple[str, ...]:
         sentences.append(kv_cache_cost(result.kv_cache))
     if result.original_first and result.original_last:
         sentences += _drift(result.original_first, result.original_last)
-    sentences += _background(result)
+    if original and quantized:
+        sentences += speed_details(result, original, quantized)
+        if result.other_engine:
+            sentences.append(engine_words(result.other_engine, quantized))
     if not quantized:
         sentences.append("Speed, memory and quality were not measured.")
     return tuple(sentences)
 
 
-def split_verdict(result: RunResult) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The sentences that a result holds: what was gained and lost; and how it was measured and what lies behind it.
-
-    What an older version said about the background stands among the first.
-    """
-    background = set(_background(result))
-    return (
-        tuple(sentence for sentence in result.verdict if sentence not in background),
-        tuple(sentence for sentence in result.verdict if sentence in background),
-    )
-
-
-def _background(result: RunResult) -> list[str]:
-    original, quantized = baseline(result), result.quantized
-    if not (original and quantized):
-        return []
-    sentences = list(speed_details(result, original, quantized))
-    if result.other_engine:
-        sentences.append(engine_words(result.other_engine, quantized))
-    return sentences
+def split_verdict(sentences: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What was gained and lost; and how it was measured and what lies behind it. Knows older versions' words, too."""
+    gained: list[str] = []
+    background: list[str] = []
+    for sentence in sentences:
+        (background if sentence.startswith(BACKGROUND) else gained).append(sentence)
+    return gained, background
 
 
 def summary(result: RunResult) -> str:

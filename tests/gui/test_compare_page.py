@@ -123,6 +123,21 @@ def test_verdicts_are_shown_as_plain_text(runs, make_run, open_page):
     assert labels[0].textFormat() == Qt.TextFormat.PlainText
 
 
+def test_two_charts_stand_side_by_side_only_while_there_is_room_for_them(both, open_page, qtbot):
+    page = open_page()
+    page.show_runs(both)
+    ((grid, cards),) = page._grids
+
+    def beside():
+        return grid.itemAtPosition(0, 1) is not None and grid.itemAtPosition(0, 1).widget() is cards[1]
+
+    for width, wanted in ((1400, True), (900, False), (1400, True), (860, False)):
+        page.resize(width, 700)
+        qtbot.waitUntil(lambda wanted=wanted: beside() is wanted, timeout=5000)
+        assert page._area.horizontalScrollBar().maximum() == 0
+    page.shutdown()
+
+
 def test_a_chart_that_cannot_be_drawn_says_so_and_its_failure_reaches_the_window(both, open_page, qtbot, monkeypatch):
     def spoiled(*_):
         raise ValueError("no such chart")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from PySide6.QtCore import QDir, QMargins, QTimer
+from PySide6.QtCore import QDir, QMargins, QTimer, Signal
 from PySide6.QtGui import QAction, QGuiApplication, QKeySequence, QResizeEvent, QShortcut, QShowEvent
 from PySide6.QtWidgets import (
     QFileDialog,
@@ -53,6 +52,16 @@ TWO_CHARTS = 820
 """From this width on two charts stand side by side."""
 MAX_FIRST, MAX_READ = 4, 24
 """How many runs are ticked for a person who comes here for the first time; among how many of the newest they are."""
+
+
+class _Area(QScrollArea):
+    """Says when its contents have another width: a page hears of its own new size before its parts have theirs."""
+
+    resized = Signal()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 - Qt's name
+        super().resizeEvent(event)
+        self.resized.emit()
 
 
 class ComparePage(QWidget):
@@ -103,10 +112,6 @@ class ComparePage(QWidget):
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 - Qt's name
         super().showEvent(event)
         self.reload()
-
-    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
-        super().resizeEvent(event)
-        self._place_charts()
 
     def save_as(self, kind: ExportFormat) -> None:
         """Ask where to, and write the comparison there."""
@@ -179,7 +184,8 @@ class ComparePage(QWidget):
         )
         nothing = EmptyState("compare", tr("No run ticked"), tr("Tick one or more runs on the left."))
         self._right.addWidget(nothing)
-        self._area = QScrollArea()
+        self._area = _Area()
+        self._area.resized.connect(self._place_charts)
         self._area.setWidgetResizable(True)
         self._area.setFrameShape(QFrame.Shape.NoFrame)
         self._right.addWidget(self._area)
@@ -314,8 +320,7 @@ class ComparePage(QWidget):
         card.body.addWidget(CompareTable(group))
         card.body.addWidget(label(_legend(group), "caption", wrap=True))
         layout.addWidget(card)
-        results = {result.run_id: result for result in self.results}
-        verdicts = [_verdict(run, split_verdict(results[run.run_id])[0]) for run in group.runs if run.verdict]
+        verdicts = [_verdict(run) for run in group.runs if run.verdict]
         if verdicts:
             layout.addWidget(_verdict_card(verdicts))
         grid = QGridLayout()
@@ -351,13 +356,14 @@ def _legend(group: Comparison) -> str:
     return " ".join(parts)
 
 
-def _verdict(run: Row, sentences: Sequence[str]) -> QWidget:
+def _verdict(run: Row) -> QWidget:
+    """What it gained and lost; what lies behind that is on its own page."""
     box = QWidget()
     layout = QVBoxLayout(box)
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(3)
     layout.addWidget(label(run.name, "strong"))
-    for sentence in sentences:
+    for sentence in split_verdict(run.verdict)[0]:
         layout.addWidget(label(typeset(sentence), wrap=True))
     return box
 

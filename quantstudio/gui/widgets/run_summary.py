@@ -96,7 +96,7 @@ class ResultCard(Card):
         """Show this result."""
         (group,) = compare([result])
         _clear(self._texts)
-        gained, background = split_verdict(result)
+        gained, background = split_verdict(result.verdict)
         for sentence in gained:
             self._texts.addWidget(label(typeset(sentence), wrap=True))
         if background:

@@ -55,6 +55,9 @@ KINDS = ("Q4_0", "Q8_0")
 OTHER_ENGINE = ", ONNX Runtime"
 ON_BOTH = ("W4A16 g128, int4 head", "W4A16 g128, int8 head", "W8A16")
 """What runs on the second engine too; it rounds activations to int8 in all of them, as llama.cpp does."""
+TORCH_ALONE = ", torch's operators"
+ON_OPERATORS = {"W4A16 g128, int4 head": "cpu_int4", "W8A16": "cpu_int8_bags", "W8A8": "cpu_int8_bags"}
+"""What also runs without this program's own C++, as on a machine without a compiler: on these kernels."""
 
 THEIR_PROGRAM = textwrap.dedent(
     """
@@ -253,6 +256,9 @@ def _ours(folder: str, options: argparse.Namespace) -> dict[str, Callable[[], Tr
         out.mkdir()
         quantize_model(info, make_plan(info, RECIPES[name]), RECIPES[name], out, silent())
         runs[name] = partial(_time_ours, Generator(load_model(out, "cpu", silent())), prompt, options.tokens)
+        if name in ON_OPERATORS:
+            alone = Generator(load_model(out, "cpu", silent(), ON_OPERATORS[name]))
+            runs[name + TORCH_ALONE] = partial(_time_ours, alone, prompt, options.tokens)
         if name in ON_BOTH:
             other = Generator(load_onnx(out, silent()))
             runs[name + OTHER_ENGINE] = partial(_time_ours, other, prompt, options.tokens)
@@ -294,7 +300,7 @@ def _print_table(trials: dict[str, list[Trial]], options: argparse.Namespace) ->
     print("| --- | --- | --- | --- | --- | --- |")
     for name, own in trials.items():
         first, step = (statistics.median(trial[part] for trial in own) for part in (0, 1))
-        beside = BESIDE.get(name.removesuffix(OTHER_ENGINE), "")
+        beside = BESIDE.get(name.removesuffix(OTHER_ENGINE).removesuffix(TORCH_ALONE), "")
         base = trials[beside or name]
         start, speed = (statistics.median(b[part] / o[part] for b, o in zip(base, own, strict=True)) for part in (0, 1))
         print(f"| {name} | {1 / step:.1f} | {speed:.2f} | {first:.2f} | {start:.2f} | {beside} |")

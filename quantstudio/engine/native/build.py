@@ -21,7 +21,7 @@ from pathlib import Path
 from quantstudio.core.paths import native_cache
 from quantstudio.engine.reporter import Reporter
 
-_SOURCES = ("vectors.h", "products.h", "token.cpp")
+_SOURCES = ("vectors.h", "products.h", "prompts.h", "token.cpp")
 _COMPILE = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-w")
 _PROCESSOR = ("-march=native",)
 _PATIENCE_S = 120
@@ -127,4 +127,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.quantstudio_token.restype = None
     library.quantstudio_product.argtypes = [*[pointer] * 3, ctypes.c_int]
     library.quantstudio_product.restype = None
+    library.quantstudio_prompt.argtypes = [*[pointer] * 3, ctypes.c_int64, pointer, ctypes.c_int]
+    library.quantstudio_prompt.restype = None
     return library

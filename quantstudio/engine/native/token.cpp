@@ -5,6 +5,7 @@
 // transformers rounds; sums, and what attention makes of scores, are fp32.
 
 #include "products.h"
+#include "prompts.h"
 
 #include <omp.h>
 
@@ -277,6 +278,33 @@ extern "C" void quantstudio_product(const Matrix* matrix, const uint16_t* x, uin
     for (int64_t i = 0; i < matrix->columns; i++) own.input.plain.wide[i] = widen(x[i]);
     complete(own.input, matrix->columns, matrix, 1);
     product<false>(matrix, 1, own.input, out, omp_get_thread_num(), omp_get_num_threads());
+  }
+}
+
+// Many rows of activations times one matrix of 4 or 8 bits: bf16 [count, columns] → bf16 [count, rows]. Rows of codes
+// come with a scale for each.
+extern "C" void quantstudio_prompt(const Matrix* matrix, const uint16_t* rows, const uint16_t* scales, int64_t count,
+                                   uint16_t* out, int threads) {
+  const Matrix& m = *matrix;
+  const Rows x{rows, scales, count};
+  const int64_t strips = (count + STRIP - 1) / STRIP, cells = (m.columns + STEP - 1) / STEP;
+  const int64_t tiles = (m.rows + m.block - 1) / m.block * tiles_of_block(m);
+  // Where there are few tiles, each is divided among threads by strips.
+  const int64_t wanted = (4 * threads + tiles - 1) / tiles, parts = wanted < strips ? wanted : strips;
+  std::vector<Cell> packed(strips * cells * STRIP);
+#pragma omp parallel num_threads(threads)
+  {
+    Bench own;
+#pragma omp for
+    for (int64_t strip = 0; strip < strips; strip++) {
+      pack_strip(x, m.columns, strip, packed.data() + strip * cells * STRIP);
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t number = 0; number < tiles * parts; number++) {
+      const int64_t row = start_of_tile(m, number / parts), part = number % parts;
+      if (row >= m.rows) continue;
+      multiply_tile(m, row, packed.data(), strips * part / parts, strips * (part + 1) / parts, x, own, out);
+    }
   }
 }
 

@@ -1,0 +1,174 @@
+// Many rows of activations times one weight: its codes are expanded tile by tile, in a cache, for all rows at once.
+//
+// A tile is a few columns of vectors, all of some thousand columns of the weight; activations are packed once into
+// strips of `STRIP` rows, so that the innermost loop reads both in order: `STRIP` times `VECTORS` sums stay in registers.
+// (The scheme of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.)
+#pragma once
+
+#include "products.h"
+
+#include <vector>
+
+namespace {
+
+#if defined(WIDE) && defined(__AVX512BF16__)
+constexpr int STEP = 2;  // columns to a cell: pairs of bf16
+#else
+constexpr int STEP = 1;  // fp32
+#endif
+using Cell = uint32_t;
+constexpr int VECTORS = LANES == 16 ? 4 : 2;  // of outputs, beside each other
+constexpr int STRIP = 6;
+constexpr int WIDTH = VECTORS * LANES;
+constexpr int64_t DEEP = 2048;  // columns of a tile
+
+inline Cell bits(float x) {
+  Cell found;
+  memcpy(&found, &x, 4);
+  return found;
+}
+
+// Activations bf16 [count, columns]; where they are codes, with a scale for each row, else null.
+struct Rows {
+  const bf16* rows;
+  const bf16* scales;
+  int64_t count;
+};
+
+// Rows `[strip * STRIP, …)` of the activations, a cell of each beside each other; zeros where there are none.
+void pack_strip(const Rows& x, int64_t columns, int64_t strip, Cell* out) {
+  for (int row = 0; row < STRIP; row++) {
+    const int64_t from = strip * STRIP + row;
+    const bf16* p = x.rows + from * columns;
+    for (int64_t i = 0; i < (columns + STEP - 1) / STEP; i++) {
+      Cell cell = 0;
+      if (from < x.count && STEP == 2) memcpy(&cell, p + 2 * i, 2 * i + 1 < columns ? 4 : 2);
+      if (from < x.count && STEP == 1) cell = bits(widen(p[i]));
+      out[i * STRIP + row] = cell;
+    }
+  }
+}
+
+// `first` and `second` column of a tile's vector, fp32 → cells.
+inline void put_cells(Floats first, Floats second, Cell* out) {
+#if defined(WIDE) && defined(__AVX512BF16__)
+  const Ints high = both(rounded(second), all_ints(int32_t(0xffff0000)));
+  _mm512_storeu_si512(out, _mm512_or_si512(right(rounded(first), 16), high));
+#else
+  store((float*)out, through_bf16(first));
+  store((float*)out + WIDTH, through_bf16(second));
+#endif
+}
+
+// Rows and columns of an int4 weight, dequantized to bf16 → cells `[columns / STEP, WIDTH]`. Rows in order.
+void expand_int4(const Matrix& m, int64_t row, int64_t from, int64_t columns, Cell* out) {
+  const int64_t half = 2 * LANES;  // bytes of a column of a block
+  const int64_t inside = row % (2 * half);
+  const uint8_t* p = m.weights + row / (2 * half) * m.columns * half + from * half;
+  const int32_t* pairs = (const int32_t*)m.scales + row + from / m.group * m.padded;
+  for (int64_t column = 0; column < columns; column += m.group, pairs += m.padded) {
+    for (int v = 0; v < VECTORS; v++) {
+      const int64_t place = inside + v * LANES;
+      const uint8_t* codes = p + column * half + place % half;
+      const int shift = place < half ? 0 : 4;
+      const Ints pair = load_ints(pairs + v * LANES);
+      const Floats scale = as_floats(left(pair, 16)), zero_point = as_floats(both(pair, all_ints(int32_t(0xffff0000))));
+      const auto value = [&](int64_t i) {
+        const Ints code = plus(both(right(bytes(codes + i * half), shift), all_ints(15)), all_ints(-8));
+        return fma(floats(code), scale, zero_point);
+      };
+      for (int64_t i = 0; i < m.group; i += 2) {
+        put_cells(value(i), value(i + 1), out + (column + i) / STEP * WIDTH + v * LANES);
+      }
+    }
+  }
+}
+
+// Likewise of an int8 weight, codes only. Vectors beyond the block's end are left as they are.
+void expand_int8(const Matrix& m, int64_t row, int64_t from, int64_t columns, Cell* out) {
+  const int64_t width = m.block + 8, inside = row % m.block;
+  const uint8_t* p = m.weights + (row / m.block * m.columns + from) * width + inside;
+  for (int64_t i = 0; i < columns; i += 2, p += 2 * width) {
+    for (int v = 0; v < VECTORS && inside + v * LANES < m.block; v++) {
+      const Floats first = sub(floats(bytes(p + v * LANES)), all(128));
+      const Floats second = i + 1 < columns ? sub(floats(bytes(p + width + v * LANES)), all(128)) : zero();
+      put_cells(first, second, out + i / STEP * WIDTH + v * LANES);
+    }
+  }
+}
+
+inline Floats multiply(Floats sums, Floats weights, Floats x) {
+#if defined(WIDE) && defined(__AVX512BF16__)
+  return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)x);
+#else
+  return fma(weights, x, sums);
+#endif
+}
+
+// A strip times a tile, added to `sums` `[STRIP, WIDTH]`.
+void multiply_strip(const Cell* x, const Cell* tile, int64_t steps, float* sums) {
+  Floats found[STRIP][VECTORS];
+  for (int row = 0; row < STRIP; row++) {
+    for (int v = 0; v < VECTORS; v++) found[row][v] = load(sums + row * WIDTH + v * LANES);
+  }
+  for (int64_t i = 0; i < steps; i++, x += STRIP, tile += WIDTH) {
+    Floats weights[VECTORS];
+    for (int v = 0; v < VECTORS; v++) weights[v] = load((const float*)tile + v * LANES);
+    for (int row = 0; row < STRIP; row++) {
+      const Floats cell = as_floats(all_ints(int32_t(x[row])));
+      for (int v = 0; v < VECTORS; v++) found[row][v] = multiply(found[row][v], weights[v], cell);
+    }
+  }
+  for (int row = 0; row < STRIP; row++) {
+    for (int v = 0; v < VECTORS; v++) store(sums + row * WIDTH + v * LANES, found[row][v]);
+  }
+}
+
+// Rounded, with the scales of an int8 weight and of a rounded token, and the bias; `rows` outputs from `row` on.
+void emit_strip(const Matrix& m, int64_t row, int64_t rows, const float* sums, int64_t strip, const Rows& x, bf16* out) {
+  for (int64_t i = 0; i < STRIP && strip * STRIP + i < x.count; i++, sums += WIDTH) {
+    const float token = x.scales ? widen(x.scales[strip * STRIP + i]) : 1.0f;
+    bf16* y = out + (strip * STRIP + i) * m.rows + row;
+    for (int64_t j = 0; j < rows; j++) {
+      const float scale = m.bits == 8 ? ((const float*)m.scales)[row + j] : 1.0f;
+      y[j] = narrow(sums[j] * scale * token + (m.bias ? widen(m.bias[row + j]) : 0.0f));
+    }
+  }
+}
+
+// What one thread works with: a tile, and the sums of all strips that it is multiplied with.
+struct Bench {
+  std::vector<Cell> tile;
+  std::vector<float> sums;
+};
+
+// Outputs `[row, row + WIDTH)`, as far as they are one block's, for some strips.
+void multiply_tile(const Matrix& m, int64_t row, const Cell* packed, int64_t first, int64_t last, const Rows& x,
+                   Bench& own, bf16* out) {
+  const int64_t end = (row / m.block + 1) * m.block < m.rows ? (row / m.block + 1) * m.block : m.rows;
+  const int64_t rows = end - row < WIDTH ? end - row : WIDTH;
+  const int64_t deep = m.bits == 4 ? (DEEP > m.group ? DEEP / m.group * m.group : m.group) : DEEP;
+  const int64_t cells = (m.columns + STEP - 1) / STEP;
+  own.tile.resize((deep + STEP) / STEP * WIDTH);
+  own.sums.assign((last - first) * STRIP * WIDTH, 0);
+  for (int64_t from = 0; from < m.columns; from += deep) {
+    const int64_t columns = m.columns - from < deep ? m.columns - from : deep;
+    (m.bits == 4 ? expand_int4 : expand_int8)(m, row, from, columns, own.tile.data());
+    for (int64_t strip = first; strip < last; strip++) {
+      multiply_strip(packed + (strip * cells + from / STEP) * STRIP, own.tile.data(), (columns + STEP - 1) / STEP,
+                     own.sums.data() + (strip - first) * STRIP * WIDTH);
+    }
+  }
+  for (int64_t strip = first; strip < last; strip++) {
+    emit_strip(m, row, rows, own.sums.data() + (strip - first) * STRIP * WIDTH, strip, x, out);
+  }
+}
+
+// Tiles of a weight: how many to a block, and where the `number`th begins.
+inline int64_t tiles_of_block(const Matrix& m) { return (m.block + WIDTH - 1) / WIDTH; }
+
+inline int64_t start_of_tile(const Matrix& m, int64_t number) {
+  return number / tiles_of_block(m) * m.block + number % tiles_of_block(m) * WIDTH;
+}
+
+}  // namespace

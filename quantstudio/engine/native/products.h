@@ -14,7 +14,7 @@ struct Matrix {
 
 namespace {
 
-constexpr int AHEAD = 1024;     // bytes that are fetched before they are needed
+constexpr int FAR = 2048, NEAR = 256;  // how many bytes ahead weights are fetched: streams of 2 and of 5 lines a step
 constexpr int MOST_ROWS = 256;  // in a block
 constexpr int PART = 32;        // columns whose sum is kept; groups are multiples of it
 
@@ -31,7 +31,8 @@ struct Input {
   Row plain, rounded;
 };
 
-inline void fetch(const uint8_t* p, int bytes) {
+template <int AHEAD>
+inline void fetch(const void* p, int bytes) {
   for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + AHEAD + i, _MM_HINT_T0);
 }
 
@@ -137,7 +138,7 @@ void int4_block(const Matrix& m, int64_t block, const Row& row, float* out) {
   for (int64_t group = 0; group < m.columns / m.group; group++, pairs += m.padded) {
     Floats even[4] = {zero(), zero(), zero(), zero()}, odd[4] = {zero(), zero(), zero(), zero()};
     for (int64_t column = group * m.group; column < (group + 1) * m.group; column += 4, p += 8 * LANES) {
-      fetch(p, 8 * LANES);
+      fetch<FAR>(p, 8 * LANES);
       nibbles.two_columns(p, row, column, even);
       nibbles.two_columns(p + 4 * LANES, row, column + 2, odd);
     }
@@ -159,7 +160,7 @@ void int8_rows(const uint8_t* p, int64_t columns, int64_t width, const Row& row,
   Floats sums[VECTORS];
   for (int i = 0; i < VECTORS; i++) sums[i] = zero();
   for (int64_t column = 0; column < columns; column++, p += width) {
-    fetch(p, VECTORS * LANES);
+    fetch<NEAR>(p, VECTORS * LANES);
     Floats x = all(row.wide[column]);
     for (int i = 0; i < VECTORS; i++) sums[i] = fma(floats(bytes(p + i * LANES)), x, sums[i]);
   }
@@ -191,7 +192,7 @@ void bf16_block(const Matrix& m, int64_t block, const Row& row, float* out) {
     Floats first = zero(), second = zero();
     int64_t column = 0;
     for (; column + 2 * LANES <= m.columns; column += 2 * LANES) {
-      fetch((const uint8_t*)(p + column), 4 * LANES);
+      fetch<FAR>(p + column, 4 * LANES);
       first = fma(load(p + column), load(row.wide + column), first);
       second = fma(load(p + column + LANES), load(row.wide + column + LANES), second);
     }

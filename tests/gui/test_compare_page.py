@@ -123,7 +123,9 @@ def test_verdicts_are_shown_as_plain_text(runs, make_run, open_page):
     assert labels[0].textFormat() == Qt.TextFormat.PlainText
 
 
-def test_two_charts_stand_side_by_side_only_while_there_is_room_for_them(both, open_page, qtbot):
+@pytest.mark.parametrize("hidden", [False, True])
+def test_two_charts_stand_side_by_side_only_while_there_is_room_for_them(both, open_page, qtbot, hidden):
+    """Also when the window was given another size while another page was shown."""
     page = open_page()
     page.show_runs(both)
     ((grid, cards),) = page._grids
@@ -132,7 +134,9 @@ def test_two_charts_stand_side_by_side_only_while_there_is_room_for_them(both, o
         return grid.itemAtPosition(0, 1) is not None and grid.itemAtPosition(0, 1).widget() is cards[1]
 
     for width, wanted in ((1400, True), (900, False), (1400, True), (860, False)):
+        page.setHidden(hidden)
         page.resize(width, 700)
+        page.show()
         qtbot.waitUntil(lambda wanted=wanted: beside() is wanted, timeout=5000)
         assert page._area.horizontalScrollBar().maximum() == 0
     page.shutdown()

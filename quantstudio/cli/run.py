@@ -12,6 +12,7 @@ from quantstudio.cli.flags import given_values, with_flags
 from quantstudio.cli.terminal import Terminal, interrupt_cancels, print_error, quiet_libraries
 from quantstudio.core import protocol
 from quantstudio.core.errors import RunNotFound
+from quantstudio.core.fieldspec import field_specs
 from quantstudio.core.humanize import human_bytes, human_rate, human_seconds
 from quantstudio.core.job_environment import prepare_this_process
 from quantstudio.core.jobs import ContestJob, MeasureJob, PreviewDataJob, RunJob, SensitivityJob
@@ -21,6 +22,7 @@ from quantstudio.core.recipe_io import load_recipe, recipe_to_toml
 from quantstudio.core.result import Interval, Measurement, RunResult
 from quantstudio.core.run_state import Status
 from quantstudio.core.run_store import RECIPE, can_resume, read_header, read_result, settle
+from quantstudio.core.speed_words import kernels_words
 from quantstudio.core.verdict import kv_cache_cost
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -167,13 +169,22 @@ def _print_measurement(measured: Measurement) -> None:
         ("answer", human_rate(speed.decode_tps.median)),
         ("perplexity", _with_interval(measured.perplexity)),
         ("bits per byte", _with_interval(measured.bits_per_byte)),
-        *((f"{count} layers on", name) for name, count in speed.kernels.items()),
+        *((f"{count} layers on", _kernel(name)) for name, count in speed.kernels.items()),
     ]
     print(f"\n{measured.model_name} ({speed.label}) on {speed.device}, {speed.threads} threads")
     for name, text in rows:
         print(f"  {name:<16} {text}")
+    if speed.kernel_uses:
+        print(f"  low-bit weights: {kernels_words(speed.kernel_uses)}")
     if measured.kv_cache:
         print(f"  {kv_cache_cost(measured.kv_cache)}")
+
+
+def _kernel(name: str) -> str:
+    """`cpu_int4 (CPU, int4 and fewer bits)`: what --machine.kernel takes, and what it is."""
+    field = next(spec for spec in field_specs() if spec.path == "machine.kernel")
+    words = dict(zip(field.choices, field.labels, strict=True))
+    return f"{name} ({words[name]})" if name in words else name
 
 
 def _with_interval(interval: Interval) -> str:

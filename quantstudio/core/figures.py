@@ -294,6 +294,7 @@ def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
     axes.set_xlabel("Size in MB, smaller is better")
     axes.set_ylabel("Change of perplexity, %")
     axes.grid(visible=True, color=style.grid, linewidth=0.8)
+    points = []
     for index, row in enumerate(group.rows):
         change = Cell(0.0, 0.0, 0.0) if row.is_original else row.cells["change"]
         if change.value is None:
@@ -301,13 +302,29 @@ def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
         x, y = row.sizes.total / 1e6, change.value * 100
         colour = style.colour(index)
         axes.errorbar(x, y, yerr=_whiskers(change, 100.0), fmt="o", color=colour, capsize=3, markersize=7)
-        # Above and below in turn, so that neighbours' names do not cover each other.
-        offset = (8, 6) if index % 2 == 0 else (8, -12)
-        axes.annotate(
-            _label(row), (x, y), xytext=offset, textcoords="offset points", size=style.font_size - 0.5, color=style.text
-        )
+        points.append((index, _label(row), x, y))
     axes.margins(x=0.12, y=0.18)
     axes.set_xlim(left=0, right=axes.get_xlim()[1] * 1.12)
+    for index, name, x, y in points:
+        # Above and below in turn, and to the left of a point that has another one close to its right, so that names
+        # cover neither each other nor points.
+        left = x > 0.25 * axes.get_xlim()[1] * len(name) / MAX_LABEL and any(_is_beside(axes, x, y, p) for p in points)
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(-8 if left else 8, 6 if index % 2 == 0 else -12),
+            ha="right" if left else "left",
+            textcoords="offset points",
+            size=style.font_size - 0.5,
+            color=style.text,
+        )
+
+
+def _is_beside(axes: Axes, x: float, y: float, other: tuple[int, str, float, float]) -> bool:
+    """Whether the other point lies where this one's name would stand on the right of it."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    across, up = (other[2] - x) / (right - left), (other[3] - y) / (high - low)
+    return 0.005 < across < 0.2 and abs(up) < 0.1
 
 
 def _bars(

@@ -23,7 +23,7 @@ from quantstudio.core.library import resolve_model
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.recipe import KvCache, MachineSection, ModelSection
 from quantstudio.core.run_store import result_of_model
-from quantstudio.core.speed_words import kernel_line, kernels_words
+from quantstudio.core.speed_words import kernel_line, kernel_words
 from quantstudio.core.usage import mark_used
 from quantstudio.engine.chat_template import render
 from quantstudio.engine.generate import PROMPT_CHUNK, Generator, Stats
@@ -51,7 +51,9 @@ def run_chat(job: ChatJob, requests: queue.Queue[Turn | None], reporter: Reporte
     if isinstance(loaded, OnnxModel):
         reporter.emit(protocol.Engine(t=time.time(), text=NAMES[ONNX_RUNTIME]))
     for use in loaded.kernel_uses:
-        reporter.emit(protocol.Engine(t=time.time(), text=kernel_line(use), detail=kernels_words((use,))))
+        reporter.emit(
+            protocol.Engine(t=time.time(), text=kernel_line(use), detail=f"{kernel_words(use)}; run by {use.operator}")
+        )
     reporter.phase("chat", "Ready", 1, 2)
     converse(loaded, requests, reporter, job.machine.kv_cache)
 

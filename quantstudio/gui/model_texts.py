@@ -61,11 +61,11 @@ def fit(info: ModelInfo, machine: Machine, runs_folder: Path) -> Fit:
 
 
 def summary(model: FoundModel) -> str:
-    """One line for a list: `8.4M parameters · bf16 · Llama`, or why the model cannot be used."""
+    """One line for a list: `8.4M parameters · Llama · bf16`, or why the model cannot be used."""
     info = model.info
     if info is None:
         return model.error
-    parts = (f"{human_count(info.parameters)} parameters", dtype_text(info), architecture_text(info))
+    parts = (f"{human_count(info.parameters)} parameters", architecture_text(info), dtype_text(info))
     return " · ".join(part for part in parts if part)
 
 

@@ -373,7 +373,7 @@ class ChatPage(QWidget):
     def _say_ready(self, memory: str = "") -> None:
         """In few words what the model takes and what runs it; in the tooltip all of it, with operators' own names."""
         parts = [tr("Ready"), memory, *(line.text for line in self._engine)]
-        self._say(" · ".join(filter(None, parts)), " ".join(f"{line.detail}." for line in self._engine if line.detail))
+        self._say(" · ".join(filter(None, parts)), "\n".join(line.detail for line in self._engine if line.detail))
 
     def _say(self, text: str, detail: str = "") -> None:
         self.status.set_detail(detail)

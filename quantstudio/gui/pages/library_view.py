@@ -193,7 +193,7 @@ class LibraryView(QWidget):
             tooltip="Add a model folder, or a folder that holds several. Folders can also be dropped on this page.",
         )
         self.refresh_button = button("Refresh", self.refresh, icon="refresh", tooltip="Look at the disk again.")
-        self.filter.setPlaceholderText(tr("Filter by name, architecture or folder"))
+        self.filter.setPlaceholderText(tr("Filter models"))
         self.filter.setAccessibleName(tr("Filter models"))
         self.filter.setToolTip(tr("Show only models whose name, architecture or folder holds this text."))
         self.filter.setClearButtonEnabled(True)

@@ -199,7 +199,8 @@ class ElidedLabel(QLabel):
         shown = QFontMetrics(self.font()).elidedText(self._whole, self._mode, max(0, self.width()))
         if shown != self.text():
             super().setText(shown)
-        tip = wrapped(self._detail) or (self._whole if shown != self._whole else "")
+        whole = self._whole if shown != self._whole else ""
+        tip = "".join(f"<p>{html.escape(line)}</p>" for line in self._detail.split("\n") if line) or whole
         if tip != self.toolTip():
             self.setToolTip(tip)
 

@@ -75,6 +75,13 @@ class ChartStyle:
         return self.series[0] if index == 0 else self.series[1 + (index - 1) % (len(self.series) - 1)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Point:
+    name: str
+    x: float
+    y: float
+
+
 def has_data(chart: Chart, group: Comparison) -> bool:
     """Whether the chart has anything to show for these runs."""
     wanted = {
@@ -302,17 +309,28 @@ def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
         x, y = row.sizes.total / 1e6, change.value * 100
         colour = style.colour(index)
         axes.errorbar(x, y, yerr=_whiskers(change, 100.0), fmt="o", color=colour, capsize=3, markersize=7)
-        points.append((index, _label(row), x, y))
+        points.append(_Point(_label(row), x, y))
     axes.margins(x=0.12, y=0.18)
     axes.set_xlim(left=0, right=axes.get_xlim()[1] * 1.12)
-    for index, name, x, y in points:
-        # Above and below in turn, and to the left of a point that has another one close to its right, so that names
-        # cover neither each other nor points.
-        left = x > 0.25 * axes.get_xlim()[1] * len(name) / MAX_LABEL and any(_is_beside(axes, x, y, p) for p in points)
+    _name_points(axes, points, style)
+
+
+def _name_points(axes: Axes, points: Sequence[_Point], style: ChartStyle) -> None:
+    """Above and below in turn, and to the left of a point that has another one close to its right, so that names cover
+    neither each other nor points. Of points in one place the first is named, with how many more there are."""
+    places: list[list[_Point]] = []
+    for point in points:
+        place = next((place for place in places if _near(axes, place[0], point, (-0.01, 0.01), 0.03)), None)
+        if place is None:
+            places.append([point])
+        else:
+            place.append(point)
+    for turn, (point, *more) in enumerate(places):
+        left = any(_near(axes, point, other[0], (0.01, 0.2), 0.1) for other in places) and _has_room(axes, point)
         axes.annotate(
-            name,
-            (x, y),
-            xytext=(-8 if left else 8, 6 if index % 2 == 0 else -12),
+            f"{point.name} and {len(more)} more" if more else point.name,
+            (point.x, point.y),
+            xytext=(-8 if left else 8, 6 if turn % 2 == 0 else -12),
             ha="right" if left else "left",
             textcoords="offset points",
             size=style.font_size - 0.5,
@@ -320,11 +338,16 @@ def _draw_tradeoff(figure: Any, group: Comparison, style: ChartStyle) -> None:
         )
 
 
-def _is_beside(axes: Axes, x: float, y: float, other: tuple[int, str, float, float]) -> bool:
-    """Whether the other point lies where this one's name would stand on the right of it."""
+def _near(axes: Axes, point: _Point, other: _Point, across: tuple[float, float], up: float) -> bool:
+    """Whether the other point is as far to the right as `across` and at most `up` above or below, of the chart's 1."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    across, up = (other[2] - x) / (right - left), (other[3] - y) / (high - low)
-    return 0.005 < across < 0.2 and abs(up) < 0.1
+    reach = (other.x - point.x) / (right - left)
+    return across[0] <= reach <= across[1] and abs(other.y - point.y) / (high - low) < up
+
+
+def _has_room(axes: Axes, point: _Point) -> bool:
+    """Whether the name fits between the left edge and its point, roughly: 30 letters are a quarter of a chart."""
+    return point.x / axes.get_xlim()[1] > 0.25 * len(point.name) / MAX_LABEL
 
 
 def _bars(

@@ -76,6 +76,12 @@ def test_the_scatter_names_its_points(group):
     assert {text.get_text() for text in axes.texts} == {"Original", "Demo int4", "Demo int8"}
 
 
+def test_points_in_one_place_share_a_name(make_result):
+    alike = [make_result("int4", run_id=str(number), name=f"Copy {number}") for number in range(3)]
+    (axes,) = chart_figure(Chart.TRADEOFF, compare([*alike, make_result("int8")])[0]).axes
+    assert {text.get_text() for text in axes.texts} == {"Original", "Copy 0 and 2 more", "Demo int8"}
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_charts_are_saved(group, tmp_path, suffix):
     for chart in Chart:

@@ -145,7 +145,7 @@ def test_an_already_quantized_model_can_be_talked_to_but_not_quantized_again(pag
     assert page.marked().name == "small"
     assert not page.deeds.quantize.isEnabled()
     assert page.deeds.chat.isEnabled()
-    assert summary(page.marked()).endswith("quantized (gptq) · Llama")
+    assert summary(page.marked()).endswith("Llama · quantized (gptq)")
 
 
 @pytest.mark.parametrize(

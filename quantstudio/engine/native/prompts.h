@@ -52,8 +52,10 @@ void pack_strip(const Rows& x, int64_t columns, int64_t strip, Cell* out) {
 // `first` and `second` column of a tile's vector, fp32 → cells.
 inline void put_cells(Floats first, Floats second, Cell* out) {
 #if defined(WIDE) && defined(__AVX512BF16__)
-  const Ints high = both(rounded(second), all_ints(int32_t(0xffff0000)));
-  _mm512_storeu_si512(out, _mm512_or_si512(right(rounded(first), 16), high));
+  // The instruction leaves `first` in the lower half; here they lie in turns.
+  const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                         20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  _mm512_storeu_si512(out, _mm512_permutexvar_epi16(turns, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
 #else
   store((float*)out, through_bf16(first));
   store((float*)out + WIDTH, through_bf16(second));
@@ -105,11 +107,12 @@ inline Floats multiply(Floats sums, Floats weights, Floats x) {
 #endif
 }
 
-// A strip times a tile, added to `sums` `[STRIP, WIDTH]`.
+// A strip times a tile, added to `sums` `[STRIP, WIDTH]`, or instead of what was there.
+template <bool ADD>
 void multiply_strip(const Cell* x, const Cell* tile, int64_t steps, float* sums) {
   Floats found[STRIP][VECTORS];
   for (int row = 0; row < STRIP; row++) {
-    for (int v = 0; v < VECTORS; v++) found[row][v] = load(sums + row * WIDTH + v * LANES);
+    for (int v = 0; v < VECTORS; v++) found[row][v] = ADD ? load(sums + row * WIDTH + v * LANES) : zero();
   }
   for (int64_t i = 0; i < steps; i++, x += STRIP, tile += WIDTH) {
     Floats weights[VECTORS];
@@ -124,15 +127,30 @@ void multiply_strip(const Cell* x, const Cell* tile, int64_t steps, float* sums)
   }
 }
 
-// Rounded, with the scales of an int8 weight and of a rounded token, and the bias; `rows` outputs from `row` on.
-void emit_strip(const Matrix& m, int64_t row, int64_t rows, const float* sums, int64_t strip, const Rows& x, bf16* out) {
-  for (int64_t i = 0; i < STRIP && strip * STRIP + i < x.count; i++, sums += WIDTH) {
-    const float token = x.scales ? widen(x.scales[strip * STRIP + i]) : 1.0f;
-    bf16* y = out + (strip * STRIP + i) * m.rows + row;
-    for (int64_t j = 0; j < rows; j++) {
-      const float scale = m.bits == 8 ? ((const float*)m.scales)[row + j] : 1.0f;
-      y[j] = narrow(sums[j] * scale * token + (m.bias ? widen(m.bias[row + j]) : 0.0f));
+// What becomes of sums: the scales of an int8 weight, and the bias.
+struct Finish {
+  alignas(64) float scales[WIDTH], biases[WIDTH];
+  Finish(const Matrix& m, int64_t row, int64_t rows) {
+    for (int64_t i = 0; i < WIDTH; i++) {
+      scales[i] = m.bits == 8 && i < rows ? ((const float*)m.scales)[row + i] : 1.0f;
+      biases[i] = m.bias && i < rows ? widen(m.bias[row + i]) : 0.0f;
     }
+  }
+};
+
+// A strip's outputs, `rows` of them from `row` on, rounded; also times the token's scale where it was rounded.
+void emit_strip(const Finish& finish, int64_t all_rows, int64_t row, int64_t rows, const float* sums, int64_t strip,
+                const Rows& x, bf16* out) {
+  for (int64_t i = 0; i < STRIP && strip * STRIP + i < x.count; i++, sums += WIDTH) {
+    const Floats token = all(x.scales ? widen(x.scales[strip * STRIP + i]) : 1.0f);
+    bf16* y = out + (strip * STRIP + i) * all_rows + row;
+    alignas(64) bf16 part[WIDTH];
+    bf16* place = rows == WIDTH ? y : part;
+    for (int j = 0; j < WIDTH; j += LANES) {
+      const Floats scaled = mul(load(sums + j), load(finish.scales + j));
+      store(place + j, fma(scaled, token, load(finish.biases + j)));
+    }
+    if (rows < WIDTH) memcpy(y, part, rows * sizeof(bf16));
   }
 }
 
@@ -150,17 +168,19 @@ void multiply_tile(const Matrix& m, int64_t row, const Cell* packed, int64_t fir
   const int64_t deep = m.bits == 4 ? (DEEP > m.group ? DEEP / m.group * m.group : m.group) : DEEP;
   const int64_t cells = (m.columns + STEP - 1) / STEP;
   own.tile.resize((deep + STEP) / STEP * WIDTH);
-  own.sums.assign((last - first) * STRIP * WIDTH, 0);
+  own.sums.resize((last - first) * STRIP * WIDTH);
   for (int64_t from = 0; from < m.columns; from += deep) {
     const int64_t columns = m.columns - from < deep ? m.columns - from : deep;
     (m.bits == 4 ? expand_int4 : expand_int8)(m, row, from, columns, own.tile.data());
+    const auto add = from ? multiply_strip<true> : multiply_strip<false>;
     for (int64_t strip = first; strip < last; strip++) {
-      multiply_strip(packed + (strip * cells + from / STEP) * STRIP, own.tile.data(), (columns + STEP - 1) / STEP,
-                     own.sums.data() + (strip - first) * STRIP * WIDTH);
+      const Cell* cell = packed + (strip * cells + from / STEP) * STRIP;
+      add(cell, own.tile.data(), (columns + STEP - 1) / STEP, own.sums.data() + (strip - first) * STRIP * WIDTH);
     }
   }
+  const Finish finish(m, row, rows);
   for (int64_t strip = first; strip < last; strip++) {
-    emit_strip(m, row, rows, own.sums.data() + (strip - first) * STRIP * WIDTH, strip, x, out);
+    emit_strip(finish, m.rows, row, rows, own.sums.data() + (strip - first) * STRIP * WIDTH, strip, x, out);
   }
 }
 

@@ -6,7 +6,7 @@ import io
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QFontMetrics, QGuiApplication
-from PySide6.QtWidgets import QFileDialog, QLabel
+from PySide6.QtWidgets import QApplication, QFileDialog, QLabel
 
 from quantstudio.core.errors import DiskProblem
 from quantstudio.core.result import Interval
@@ -112,6 +112,18 @@ def test_models_with_other_originals_get_a_table_of_their_own_and_it_is_said(bot
     assert [table.model().group.model_name for table in tables(page)] == ["starter", "other"]
     banners = [banner.text() for banner in page._area.widget().findChildren(Banner)]
     assert any("different models" in text for text in banners)
+
+
+def test_long_names_do_not_make_the_page_wider_than_its_window(runs, make_run, open_page, qtbot):
+    name = "a_model_with_a_name_that_is_as_long_as_a_name_may_be_" + "x" * 27
+    ids = [make_run(runs, run_id=str(number), name=name, model_name=f"{name}{number}") for number in range(2)]
+    page = open_page()
+    page.resize(700, 600)
+    page.show_runs(ids)
+    qtbot.waitUntil(lambda: len(page.results) == 2, timeout=5000)
+    QApplication.processEvents()
+    assert page._area.horizontalScrollBar().maximum() == 0
+    page.shutdown()
 
 
 def test_verdicts_are_shown_as_plain_text(runs, make_run, open_page):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PySide6.QtCore import QDir, QMargins, QTimer, Signal
+from PySide6.QtCore import QDir, QMargins, Qt, QTimer, Signal
 from PySide6.QtGui import QAction, QGuiApplication, QKeySequence, QResizeEvent, QShortcut, QShowEvent
 from PySide6.QtWidgets import (
     QFileDialog,
@@ -34,6 +34,7 @@ from quantstudio.gui.widgets.basics import (
     SPACE,
     Banner,
     Card,
+    ElidedLabel,
     EmptyState,
     PageHeader,
     button,
@@ -313,7 +314,7 @@ class ComparePage(QWidget):
 
     def _add_group(self, layout: QVBoxLayout, group: Comparison, *, named: bool) -> None:
         if named:
-            layout.addWidget(label(group.model_name, "title"))
+            layout.addWidget(ElidedLabel(group.model_name, "title", mode=Qt.TextElideMode.ElideMiddle))
         for note in group.notes:
             layout.addWidget(Banner(note, "warning"))
         card = Card(spacing=8)
@@ -362,7 +363,7 @@ def _verdict(run: Row) -> QWidget:
     layout = QVBoxLayout(box)
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(3)
-    layout.addWidget(label(run.name, "strong"))
+    layout.addWidget(ElidedLabel(run.name, "strong", mode=Qt.TextElideMode.ElideMiddle))
     for sentence in split_verdict(run.verdict)[0]:
         layout.addWidget(label(typeset(sentence), wrap=True))
     return box

@@ -11,7 +11,7 @@ from quantstudio.core.humanize import human_bytes, human_percent, human_seconds,
 from quantstudio.gui.background import Latest
 from quantstudio.gui.context import AppContext
 from quantstudio.gui.language import tr
-from quantstudio.gui.widgets.basics import Card, label
+from quantstudio.gui.widgets.basics import Card, label, typeset
 from quantstudio.gui.widgets.plain_table import PlainTable
 
 MOST_SHOWN = 8
@@ -48,7 +48,7 @@ class EstimatesCard(Card):
 
     def show_observations(self, found: Sequence[Observation]) -> None:
         """Show the newest of these, and what they say together."""
-        self.sentence.setText(tr(words(found)))
+        self.sentence.setText(typeset(tr(words(found))))
         rows = [
             (
                 observation.run.name or observation.run.id,

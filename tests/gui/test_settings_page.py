@@ -103,5 +103,5 @@ def test_how_good_estimates_are_is_told_from_the_runs(context, home, qtbot, make
     card.table.setFocus()
     qtbot.keyClick(card.table, Qt.Key.Key_Tab)
     assert not card.table.hasFocus(), "Tab does not go through every cell first"
-    assert "off by 25 % in the middle" in card.sentence.text()
+    assert "off by 25\u00a0% in the middle" in card.sentence.text()
     assert "multiplied by 0.89 for memory and 1.41 for time" in card.sentence.text()

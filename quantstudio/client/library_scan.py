@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from PySide6.QtCore import QObject, QRunnable, QThreadPool, Signal
 
 from quantstudio.core.errors import QuantStudioError
@@ -30,7 +32,8 @@ class _Scan(QRunnable):
             if not isinstance(error, (OSError, QuantStudioError)):
                 raise  # a mistake of ours
         finally:
-            self._carrier.done.emit(self._number, models, problem)
+            with suppress(RuntimeError):  # the window is gone: nobody wants to know
+                self._carrier.done.emit(self._number, models, problem)
 
 
 class LibraryScan(QObject):

@@ -3,15 +3,16 @@
 import time
 
 import pytest
-from PySide6.QtCore import QPointF, QSize, Qt
+from PySide6.QtCore import QCoreApplication, QEvent, QPointF, QSize, Qt
 from PySide6.QtGui import QImage, QPainter
+from PySide6.QtWidgets import QWidget
 
 from quantstudio.core.comparison import compare
 from quantstudio.core.figures import Chart
 from quantstudio.core.humanize import human_bytes
 from quantstudio.gui.theme import apply_theme
 from quantstudio.gui.tokens import DARK, LIGHT
-from quantstudio.gui.widgets import chart_live
+from quantstudio.gui.widgets import chart_live, chart_view
 from quantstudio.gui.widgets.chart_live import Line, LiveChart
 from quantstudio.gui.widgets.chart_ticks import clock, nice_ticks, power_ticks, thinned, time_ticks
 from quantstudio.gui.widgets.chart_view import ChartPool, ChartView, draw_image, spoken
@@ -184,8 +185,34 @@ def test_a_chart_that_goes_away_while_it_is_drawn_does_no_harm(group, qtbot, qap
         view.deleteLater()
         del view
         qtbot.wait(1)
-    pool.waitForDone()
+    pool.shutdown()
     qtbot.wait(10)
+
+
+def test_a_window_that_goes_while_its_charts_are_drawn_leaves_no_failure(group, qtbot, qapp, monkeypatch):
+    """Whatever fails in the charts' thread is reported from there. How far a drawing is when its pool goes is chance,
+    so it goes many times."""
+    pauses = iter([0.0, 0.001, 0.002, 0.003] * 1000)
+
+    def quick(*_):
+        time.sleep(next(pauses))
+        return QImage(1, 1, QImage.Format.Format_RGBA8888)
+
+    monkeypatch.setattr(chart_view, "draw_image", quick)
+    with qtbot.capture_exceptions() as failures:
+        for _ in range(60):
+            window = QWidget()
+            pool = ChartPool(window)
+            for chart in (Chart.SIZE, Chart.MEMORY, Chart.QUALITY):
+                view = ChartView(chart, group, pool)
+                view.setParent(window)
+                view.resize(400, 200)
+                view._ask()
+            time.sleep(next(pauses))
+            window.deleteLater()
+            QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
+            QCoreApplication.processEvents()
+    assert failures == []
 
 
 def test_charts_speak(group):

@@ -7,6 +7,10 @@ being drawn the old picture is stretched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
 from PySide6.QtCore import QObject, QRectF, QRunnable, QSize, Qt, QThreadPool, QTimer, Signal
 from PySide6.QtGui import QColor, QImage, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
@@ -34,29 +38,38 @@ def chart_style(tokens: Tokens) -> ChartStyle:
     )
 
 
-class _Draw(QRunnable):
-    """One drawing. It knows no widget, because a widget may be gone when the picture is done."""
+_Key = tuple[int, int]
 
-    def __init__(
-        self,
-        key: tuple[int, int],
-        chart: Chart,
-        group: Comparison,
-        tokens: Tokens,
-        size: QSize,
-        ratio: float,
-        pool: ChartPool,
-    ) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is to be drawn. It knows no widget, because a widget may be gone when the picture is done."""
+
+    chart: Chart
+    group: Comparison
+    tokens: Tokens
+    size: QSize
+    ratio: float
+
+
+class _Draw(QRunnable):
+    """One drawing. Whatever happens is told and nothing raised: an exception would end in a thread that cannot say it.
+
+    `tell` belongs to an object that may be gone, too.
+    """
+
+    def __init__(self, key: _Key, order: _Order, tell: Callable[[_Key, QImage | Exception], None]) -> None:
         super().__init__()
-        self._key, self._chart, self._group, self._tokens = key, chart, group, tokens
-        self._size, self._ratio, self._pool = size, ratio, pool
+        self._key, self._order, self._tell = key, order, tell
 
     def run(self) -> None:
+        order = self._order
         try:
-            made: QImage | Exception = draw_image(self._chart, self._group, self._tokens, self._size, self._ratio)
-        except Exception as error:  # told in the window's thread
+            made: QImage | Exception = draw_image(order.chart, order.group, order.tokens, order.size, order.ratio)
+        except Exception as error:
             made = error
-        self._pool.drawn.emit(self._key, made)
+        with suppress(RuntimeError):  # the window is gone: nobody wants the picture
+            self._tell(self._key, made)
 
 
 def draw_image(chart: Chart, group: Comparison, tokens: Tokens, size: QSize, ratio: float) -> QImage:
@@ -70,14 +83,19 @@ def draw_image(chart: Chart, group: Comparison, tokens: Tokens, size: QSize, rat
     return image
 
 
-class ChartPool(QThreadPool):
-    """The one thread in which charts are drawn. `drawn` carries who asked and the picture, or why there is none."""
+class ChartPool(QObject):
+    """The one thread in which charts are drawn. `drawn` carries who asked and the picture, or why there is none.
+
+    The pool of threads is a part of it and not its base: while a `QThreadPool` is destroyed it waits for its thread,
+    to which its own signals are then no signals any more.
+    """
 
     drawn = Signal(object, object)
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self.setMaxThreadCount(1)
+        self._threads = QThreadPool(self)
+        self._threads.setMaxThreadCount(1)
         self._views = 0
 
     def new_view(self) -> int:
@@ -85,10 +103,18 @@ class ChartPool(QThreadPool):
         self._views += 1
         return self._views
 
+    def draw(self, key: _Key, order: _Order) -> None:
+        """Draw this when it is its turn."""
+        self._threads.start(_Draw(key, order, self.drawn.emit))
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self._threads.clear()
+
     def shutdown(self) -> None:
         """Drop what waits and finish what is being drawn, as before the window goes."""
-        self.clear()
-        self.waitForDone()
+        self._threads.clear()
+        self._threads.waitForDone()
 
 
 class ChartView(QWidget):
@@ -146,10 +172,10 @@ class ChartView(QWidget):
         if self.width() < 50 or self.height() < 50:
             return
         self._key = (self._key[0], self._key[1] + 1)
-        ratio = self.devicePixelRatioF()
-        self._pool.start(_Draw(self._key, self.chart, self._group, active_tokens(), self.size(), ratio, self._pool))
+        order = _Order(self.chart, self._group, active_tokens(), self.size(), self.devicePixelRatioF())
+        self._pool.draw(self._key, order)
 
-    def _take(self, key: tuple[int, int], made: QImage | Exception) -> None:
+    def _take(self, key: _Key, made: QImage | Exception) -> None:
         if key != self._key:
             return
         self._failed = isinstance(made, Exception)

@@ -25,6 +25,8 @@ from quantstudio.engine.native import build, structs
 
 _ONE_BY_ONE = 8
 """So many rows at most go through one at a time."""
+_MATRIX_UNIT_ROWS = 64
+"""From here on tiles that torch multiplies win on processors with AMX, for which this program's own C++ has nothing."""
 _EXACT_ROWS = 128
 """From here on oneDNN's int8 product wins where activations are int8 (4864×896, 64 rows: 2.2 against 2.9 ms; 512: 12.8,
 10.8)."""
@@ -45,12 +47,24 @@ class _Native(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self._columns)
-        y = self._one_by_one(rows) if rows.shape[0] <= _ONE_BY_ONE else self._together(rows)
+        count = rows.shape[0]
+        if self._is_torchs(count):
+            y: torch.Tensor = super().forward(x)
+            return y
+        y = self._one_by_one(rows) if count <= _ONE_BY_ONE else self._together(rows)
         return y.view(*x.shape[:-1], self._rows)
+
+    def _is_torchs(self, count: int) -> bool:
+        """Whether so many rows go faster by torch's operators, which the other base of the class calls."""
+        return count >= _MATRIX_UNIT_ROWS and build.has_matrix_unit()
 
     def _one_by_one(self, rows: torch.Tensor) -> torch.Tensor:
         """bf16 `[few, columns]` → `[few, rows]`, bias and all."""
-        product, matrix, threads = build.native().require().quantstudio_product, self.describe(), torch.get_num_threads()
+        product, matrix, threads = (
+            build.native().require().quantstudio_product,
+            self.describe(),
+            torch.get_num_threads(),
+        )
         rows, y = rows.contiguous(), rows.new_empty(rows.shape[0], self._rows)
         for row, out in zip(rows.unbind(), y.unbind(), strict=True):
             product(addressof(matrix), row.data_ptr(), out.data_ptr(), threads)
@@ -104,10 +118,8 @@ class NativeInt8(_Native, CpuInt8Bags):
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
         return CpuInt8Bags.supports(spec, rows, columns, device) and build.native().library is not None
 
-    def _together(self, rows: torch.Tensor) -> torch.Tensor:
-        if self._rounds_input and rows.shape[0] >= _EXACT_ROWS:
-            return CpuInt8Bags.forward(self, rows)
-        return super()._together(rows)
+    def _is_torchs(self, count: int) -> bool:
+        return (self._rounds_input and count >= _EXACT_ROWS) or super()._is_torchs(count)
 
     def describe(self) -> structs.Matrix:
         """What the library needs to know."""

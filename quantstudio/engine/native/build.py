@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch  # noqa: F401  # brings OpenMP
+
 from quantstudio.core.paths import native_cache
 from quantstudio.engine.reporter import Reporter
 
@@ -65,6 +67,11 @@ def build_with_words(reporter: Reporter) -> None:
         reporter.notice("The program's own kernels are being built for this processor: a few seconds, once.")
     if why := native().why_not:
         reporter.log(f"Models write on torch's operators, without the program's own kernels for CPUs: {why}")
+
+
+def has_matrix_unit() -> bool:
+    """Whether torch's own bf16 products run on a unit for matrices (AMX), which this C++ does not use."""
+    return "amx_bf16" in _cpu_flags()
 
 
 def _unsuitable() -> str:

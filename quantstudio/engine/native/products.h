@@ -5,9 +5,11 @@
 
 // What Python hands over; `structs.py` has the same fields.
 struct Matrix {
-  const uint8_t* weights;  // 4: [rows / block, columns, block / 2]; 8: [blocks, columns, block + 8]; 16: bf16 [rows, columns]
-  const void* scales;      // 4: bf16 (scale, zero) [groups, rows rounded up to 64, 2]; 8: fp32 [rows]
-  const uint16_t* bias;    // bf16 [rows], or null
+  // 4 bits: [rows / block, columns, block / 2]; 8: [blocks, columns, block + 8]; 16: bf16 [rows, columns].
+  const uint8_t* weights;
+  // 4 bits: bf16 (scale, zero) [groups, rows rounded up to 64, 2]; 8: fp32 [rows].
+  const void* scales;
+  const uint16_t* bias;  // bf16 [rows], or null
   int64_t rows, columns, padded, group, block;
   int32_t bits, rounds_input;
 };
@@ -55,11 +57,19 @@ void complete(Row& row, int64_t columns) {
   }
 }
 
+template <typename Number>
+float largest_magnitude(const Number* x, int64_t count) {
+  float limit = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const float size = __builtin_fabsf(widen(x[i]));
+    limit = limit > size ? limit : size;
+  }
+  return limit;
+}
+
 // int8 codes for a token, in bf16 arithmetic throughout: `kernels.activations`.
 void round_to_int8(const Row& plain, Row& rounded, int64_t columns) {
-  float limit = 0;
-  for (int64_t i = 0; i < columns; i++) limit = limit > __builtin_fabsf(plain.wide[i]) ? limit : __builtin_fabsf(plain.wide[i]);
-  float scale = through_bf16(limit / 127.5f);
+  float scale = through_bf16(largest_magnitude(plain.wide, columns) / 127.5f);
   scale = scale > 1.17549435e-38f ? scale : 1.17549435e-38f;
   for (int64_t i = 0; i < columns; i++) {
     float x = through_bf16(plain.wide[i] / scale);
@@ -167,21 +177,22 @@ void int8_rows(const uint8_t* p, int64_t columns, int64_t width, const Row& row,
   for (int i = 0; i < VECTORS; i++) store(out + i * LANES, sub(sums[i], all(128 * row.total)));
 }
 
+constexpr int SLICE = LANES == 16 ? 16 : 8;  // vectors of sums at once: half of the registers
+
+// By their number of vectors.
+constexpr void (*int8_slices[])(const uint8_t*, int64_t, int64_t, const Row&, float*) = {
+    nullptr,       int8_rows<1>,  int8_rows<2>,  int8_rows<3>,  int8_rows<4>,  int8_rows<5>,
+    int8_rows<6>,  int8_rows<7>,  int8_rows<8>,  int8_rows<9>,  int8_rows<10>, int8_rows<11>,
+    int8_rows<12>, int8_rows<13>, int8_rows<14>, int8_rows<15>, int8_rows<16>};
+
 void int8_block(const Matrix& m, int64_t block, const Row& row, float* out) {
   const int64_t width = m.block + 8;
   const uint8_t* p = m.weights + block * m.columns * width;
   const float* scales = (const float*)m.scales + block * m.block;
-  constexpr int MOST = LANES == 16 ? 16 : 8;  // half of the registers
-  for (int64_t first = 0; first < m.block;) {
-    const int64_t left_over = (m.block - first) / LANES;
-    const int vectors = left_over >= MOST ? MOST : left_over >= 8 ? 8 : left_over >= 4 ? 4 : left_over >= 2 ? 2 : 1;
-    const auto rows = vectors == 16  ? int8_rows<MOST>
-                      : vectors == 8 ? int8_rows<8>
-                      : vectors == 4 ? int8_rows<4>
-                      : vectors == 2 ? int8_rows<2>
-                                     : int8_rows<1>;
+  for (int64_t first = 0; first < m.block; first += SLICE * LANES) {
+    const int64_t vectors = (m.block - first) / LANES;
+    const auto rows = int8_slices[vectors < SLICE ? vectors : SLICE];
     rows(p + first, m.columns, width, row, out + first);
-    first += vectors * LANES;
   }
   for (int64_t i = 0; i < m.block && block * m.block + i < m.rows; i++) out[i] *= scales[i];
 }

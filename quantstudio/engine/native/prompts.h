@@ -1,7 +1,7 @@
 // Many rows of activations times one weight: its codes are expanded tile by tile, in a cache, for all rows at once.
 //
-// A tile is a few columns of vectors, all of some thousand columns of the weight; activations are packed once into
-// strips of `STRIP` rows, so that the innermost loop reads both in order: `STRIP` times `VECTORS` sums stay in registers.
+// A tile is `WIDTH` rows of the weight with some thousand of their columns; activations are packed once into strips of
+// `STRIP` rows, so that the innermost loop reads both in order: `STRIP` times `VECTORS` sums stay in registers.
 // (The scheme of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.)
 #pragma once
 
@@ -53,8 +53,8 @@ void pack_strip(const Rows& x, int64_t columns, int64_t strip, Cell* out) {
 inline void put_cells(Floats first, Floats second, Cell* out) {
 #if defined(WIDE) && defined(__AVX512BF16__)
   // The instruction leaves `first` in the lower half; here they lie in turns.
-  const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
-                                         20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   _mm512_storeu_si512(out, _mm512_permutexvar_epi16(turns, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
 #else
   store((float*)out, through_bf16(first));

@@ -36,7 +36,7 @@ namespace {
 // What one thread works with.
 struct Workspace {
   std::vector<float> wide[2], sums[2], scores, spread;
-  std::vector<bf16> narrow[2], key;
+  std::vector<bf16> narrow[2], turned;
   Input input;
 
   void reserve(int64_t columns, int64_t head_size) {
@@ -48,8 +48,8 @@ struct Workspace {
       }
       (i ? input.rounded : input.plain) = Row{narrow[i].data(), wide[i].data(), sums[i].data(), 0, 1};
     }
-    spread.resize(4 * head_size);
-    key.resize(head_size);
+    spread.resize(2 * head_size);
+    turned.resize(head_size);
   }
 };
 
@@ -102,9 +102,7 @@ void prepare_head(const Model& model, const bf16* x, const bf16* weight, const b
 
 // Symmetric codes -127…127 with one scale: `kv_cache`.
 void keep_int8(const bf16* x, int64_t size, int8_t* codes, bf16* scale) {
-  float limit = 0;
-  for (int64_t i = 0; i < size; i++) limit = limit > __builtin_fabsf(widen(x[i])) ? limit : __builtin_fabsf(widen(x[i]));
-  limit /= 127;
+  const float limit = largest_magnitude(x, size) / 127;
   *scale = narrow(limit > 1.17549435e-38f ? limit : 1.17549435e-38f);
   for (int64_t i = 0; i < size; i++) {
     const float code = __builtin_rintf(widen(x[i]) / widen(*scale));
@@ -185,26 +183,35 @@ void attend(const Model& model, const Cache& cache, int64_t head, const float* q
   for (; j < size; j += LANES) gather<1>(scores, values + j, value_scales, count, size, factor, out + j);
 }
 
-// Heads of keys and values are divided among the threads where there are enough, with the queries that share them.
+// A thread's part of `count` things.
+struct Share {
+  int64_t first, last;
+  Share(int64_t count, int thread, int threads) : first(count * thread / threads), last(count * (thread + 1) / threads) {}
+};
+
+// Heads of keys and values are divided among the threads, and the queries that share them: by those heads where all
+// threads get as many, else one by one, when all keys are there.
 void attention(const Model& model, const Layer& layer, const Cache& cache, const bf16* cosine, const bf16* sine,
                const Buffers& buffers, Workspace& own, int thread, int threads) {
   const int64_t size = model.head_size, group = model.heads / model.shared;
   const bf16* keys = buffers.states + model.heads * size;
   const bf16* values = keys + model.shared * size;
+  bf16* turned = own.turned.data();
+  float *spread = own.spread.data(), *query = spread + size;
+  const bool even = model.shared % threads == 0;
+  const Share kept(model.shared, thread, threads);
+  Share seen(model.heads, thread, threads);
+  if (even) seen.first = kept.first * group, seen.last = kept.last * group;
 #pragma omp barrier
-  for (int64_t head = model.shared * thread / threads; head < model.shared * (thread + 1) / threads; head++) {
-    prepare_head(model, keys + head * size, layer.key_norm, cosine, sine, own.spread.data(), own.key.data());
-    keep(cache, own.key.data(), values + head * size, head, size);
+  for (int64_t head = kept.first; head < kept.last; head++) {
+    prepare_head(model, keys + head * size, layer.key_norm, cosine, sine, spread, turned);
+    keep(cache, turned, values + head * size, head, size);
   }
-  if (model.shared % threads) {
+  if (!even) {
 #pragma omp barrier
   }
   own.scores.resize(cache.position + 1 - cache.first);
-  bf16* turned = own.key.data();
-  float *spread = own.spread.data(), *query = spread + size;
-  const int64_t last = (model.shared % threads) ? model.heads * (thread + 1) / threads : model.shared * (thread + 1) / threads * group;
-  int64_t head = (model.shared % threads) ? model.heads * thread / threads : model.shared * thread / threads * group;
-  for (; head < last; head++) {
+  for (int64_t head = seen.first; head < seen.last; head++) {
     prepare_head(model, buffers.states + head * size, layer.query_norm, cosine, sine, spread, turned);
     for (int64_t i = 0; i < size; i++) query[i] = widen(turned[i]) * model.scale;
     const auto see = cache.key_scales ? attend<int8_t> : attend<bf16>;

@@ -120,6 +120,8 @@ inline float widen(bf16 x) {
   return value;
 }
 
+inline float widen(float x) { return x; }
+
 inline bf16 narrow(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);

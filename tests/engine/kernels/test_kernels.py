@@ -89,6 +89,7 @@ def test_int8_bags_run_any_width(kernel, columns, activations):
 @pytest.mark.parametrize("rows", [1, 15, 64, 255, 257, 700, 1500])
 @BAGS
 def test_int8_bags_take_any_number_of_outputs(kernel, rows, activations):
+    torch.manual_seed(rows)
     weight = weight_of(WeightSpec(8, None, activations=activations), rows, 64)
     bias = nn.Parameter(torch.randn(rows).to(torch.bfloat16), requires_grad=False)
     other = CpuInt8Dynamic if activations is ActivationKind.INT8_TOKEN else CpuInt8
@@ -96,7 +97,8 @@ def test_int8_bags_take_any_number_of_outputs(kernel, rows, activations):
     for tokens in (1, 3, 200):
         x = torch.randn(2, tokens, 64).to(torch.bfloat16)
         assert bags(x).shape == (2, tokens, rows)
-        torch.testing.assert_close(bags(x).float(), reference(x).float(), rtol=0.02, atol=0.02)
+        # bf16 is 0.016 apart between 4 and 8, and the reference rounds before and after the bias.
+        torch.testing.assert_close(bags(x).float(), reference(x).float(), rtol=0.02, atol=0.03)
     assert torch.equal(bags.look_up(torch.arange(rows)), weight.codes)
 
 
@@ -126,6 +128,7 @@ def test_joined_int8_bags_share_one_table_and_its_blocks():
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 100, 1500])
 @pytest.mark.parametrize("kernel", [CpuInt4, pytest.param(NativeInt4, marks=needs_native)])
 def test_int4_takes_any_number_of_outputs(kernel, rows):
+    torch.manual_seed(rows)
     weight = weight_of(WeightSpec(4, 32), rows, 64)
     bias = nn.Parameter(torch.randn(rows).to(torch.bfloat16), requires_grad=False)
     fast, reference = kernel(weight, bias), Dequantized(weight, bias)

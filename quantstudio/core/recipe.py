@@ -335,7 +335,7 @@ class MachineSection(Section):
         title="Key-value cache",
         description="What a model remembers of a text while it runs. int8 takes about half the memory, which counts "
         "in long conversations; the text comes out slightly different. A run with int8 measures what that costs in "
-        "quality. The saved model is the same either way. Writing is usually a little slower with it, "
+        "quality. The saved model is the same either way. Writing is about as fast with it on a CPU, "
         "and much slower on a GPU.",
         json_schema_extra={"advanced": True, "labels": {"bf16": "bf16 (as the model has it)", "int8": "int8"}},
     )

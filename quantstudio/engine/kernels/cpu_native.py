@@ -26,7 +26,7 @@ from quantstudio.engine.native import build, structs
 _ONE_BY_ONE = 8
 """So many rows at most go through one at a time."""
 _MATRIX_UNIT_ROWS = 64
-"""From here on tiles that torch multiplies win on processors with AMX, for which this program's own C++ has nothing."""
+"""From here on tiles that torch multiplies win on processors with AMX, which this program's own C++ does not use."""
 _EXACT_ROWS = 128
 """From here on oneDNN's int8 product wins where activations are int8 (4864×896, 64 rows: 2.2 against 2.9 ms; 512: 12.8,
 10.8)."""

@@ -1,7 +1,9 @@
 """Finished runs made to order, for tests of what is done with results."""
 
 import gc
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,15 @@ def _home(tmp_path_factory):
     """What jobs note down (which models were used, which files verified) does not go to the person's own place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTSTUDIO_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_have_what_people_install():
+    """They begin with `as_installed/sitecustomize.py`."""
+    paths = [str(Path(__file__).parent / "as_installed"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         yield
 
 

@@ -44,6 +44,7 @@ from quantstudio.engine.measure.environment import read_environment
 from quantstudio.engine.measure.isolated import measure_isolated
 from quantstudio.engine.measure.spec import MeasureSpec
 from quantstudio.engine.measure.text import read_text
+from quantstudio.engine.memory import give_back_freed_memory, importing
 from quantstudio.engine.methods.choose import DATA, choose_weights, phases_of, prepare_text
 from quantstudio.engine.methods.choose import PHASES as METHOD_PHASES
 from quantstudio.engine.reporter import Reporter
@@ -169,8 +170,8 @@ def _check(recipe: Recipe, source: Path, run_folder: Path, reporter: Reporter) -
 
 
 def _warn_below_knee(info: ModelInfo, recipe: Recipe, reporter: Reporter) -> None:
-    from quantstudio.engine.memory import give_back_freed_memory
-    from quantstudio.engine.sensitivity.knee import knee_warnings
+    with importing():
+        from quantstudio.engine.sensitivity.knee import knee_warnings
 
     for sentence in knee_warnings(info, recipe, reporter):
         reporter.notice(sentence, "warning")
@@ -191,15 +192,15 @@ def _quantize(
     info: ModelInfo, plan: QuantizationPlan, recipe: Recipe, partial: Path, enter: _Phases, reporter: Reporter
 ) -> tuple[Quantization, DataSummary | None]:
     """Choose and write; what a method finishes on the way outlives the process beside `partial`."""
-    import torch
+    with importing():
+        import torch
 
-    # Between libraries, each of which takes seconds to import on a busy machine.
-    reporter.check_cancel()
-    from quantstudio.engine.foresight import try_kernels, warn_if_slower
-    from quantstudio.engine.kernels.trial import BEFORE_A_JOB_S
-    from quantstudio.engine.measure.environment import thread_count
-    from quantstudio.engine.memory import give_back_freed_memory
-    from quantstudio.engine.quantize import quantize_model
+        # Between libraries, each of which takes seconds to import on a busy machine.
+        reporter.check_cancel()
+        from quantstudio.engine.foresight import try_kernels, warn_if_slower
+        from quantstudio.engine.kernels.trial import BEFORE_A_JOB_S
+        from quantstudio.engine.measure.environment import thread_count
+        from quantstudio.engine.quantize import quantize_model
 
     reporter.check_cancel()
     torch.set_num_threads(thread_count(recipe.machine))

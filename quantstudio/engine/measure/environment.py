@@ -16,7 +16,7 @@ from quantstudio.core.machine import read_machine
 from quantstudio.core.recipe import MachineSection
 from quantstudio.core.result import Environment
 
-PACKAGES = ("torch", "transformers", "torchao", "compressed-tensors", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "safetensors", "numpy")
 
 
 def read_environment(folder: Path) -> Environment:

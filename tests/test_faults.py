@@ -481,8 +481,9 @@ def warm_workers(tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
     script = Path(__file__).with_name("warm_workers.py")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    paths = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
     process = subprocess.Popen(
-        [sys.executable, script], env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, **pipes
+        [sys.executable, script], env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}, **pipes
     )
     yield WarmWorkers(process, home)
     process.communicate()  # it ends when its stdin is closed

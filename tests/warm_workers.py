@@ -12,11 +12,16 @@ import sys
 
 import quantstudio.engine.conduct
 import quantstudio.engine.pipeline
-import quantstudio.engine.quantize  # noqa: F401 - imports torch and transformers
 from quantstudio.__main__ import main
 from quantstudio.core.protocol import Command
+from quantstudio.engine.memory import importing
 from quantstudio.worker.serve import serve
 from quantstudio.worker.work import perform
+
+with importing():  # what stays for good is not looked through, and so not copied, by everyone that is forked
+    import quantstudio.engine.foresight
+    import quantstudio.engine.quantize
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
 _pipes = []
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -45,14 +46,16 @@ def queue(qtbot):
 
 
 def worker_pid(qtbot):
-    found = []
+    return wait_for(qtbot, lambda: found_in(psutil.Process().children(), "quantstudio.worker")).pid
 
-    def look():
-        found[:] = [each.pid for each in psutil.Process().children() if runs_module(each, "quantstudio.worker")]
-        return bool(found)
 
-    qtbot.waitUntil(look, timeout=LONG_MS)
-    return found[0]
+def wait_for(qtbot, look):
+    """What is found at last. Looking through all processes takes long enough not to do it all the time."""
+    deadline = time.monotonic() + LONG_MS / 1000
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not happen"
+        qtbot.wait(50)
+    return found
 
 
 def wait_for_end(qtbot, queue):
@@ -67,18 +70,18 @@ def family_of(pid):
     return [process, *process.children(recursive=True)]
 
 
-def runs_module(process, name):
-    try:
-        return name in process.cmdline()
-    except psutil.Error:  # it has just ended
-        return False
+def found_in(processes, module):
+    """The one that runs the module, or None."""
+    for process in processes:
+        with suppress(psutil.Error):  # one that has just ended
+            if module in process.cmdline():
+                return process
+    return None
 
 
 def measuring_family(qtbot, pid):
     """The family, once the measuring process is among it."""
-    qtbot.waitUntil(
-        lambda: any(runs_module(each, "quantstudio.engine.measure") for each in family_of(pid)), timeout=LONG_MS
-    )
+    wait_for(qtbot, lambda: found_in(family_of(pid), "quantstudio.engine.measure"))
     return family_of(pid)
 
 
@@ -187,7 +190,7 @@ def test_a_window_killed_while_it_measures(qtbot, tiny_folder, tmp_path):
     window = subprocess.Popen(
         [sys.executable, "-c", WINDOW, recipe, str(tmp_path)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])},
     )
     try:
         folder = tmp_path / window.stdout.readline().decode().strip()

@@ -19,9 +19,10 @@ from quantstudio.worker.serve import serve
 from quantstudio.worker.work import perform
 
 with importing():  # what stays for good is not looked through, and so not copied, by everyone that is forked
-    import quantstudio.engine.foresight
-    import quantstudio.engine.quantize
     import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import quantstudio.engine.foresight
+    import quantstudio.engine.quantize  # noqa: F401
 
 _pipes = []
 

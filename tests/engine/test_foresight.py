@@ -94,11 +94,11 @@ def test_a_measured_run_tries_the_kernels_before_its_fresh_processes_do(tiny_fol
     assert tried == [BEFORE_A_JOB_S]
     budgets = []
 
-    def load_timed(folder, device, reporter, kernels, trials_s, *, compiled):
+    def load_model(folder, device, reporter, kernels, trials_s, *, compiled):
         budgets.append(trials_s)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr("quantstudio.engine.measure.performance.load_timed", load_timed)
+    monkeypatch.setattr("quantstudio.engine.load.load_model", load_model)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for alone in (True, False):
         with pytest.raises(RuntimeError, match="enough"):

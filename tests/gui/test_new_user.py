@@ -106,9 +106,7 @@ def hands(window, qtbot):
 
 
 @pytest.mark.parametrize("again", ["quantized", pytest.param("measured", marks=pytest.mark.benchmark)])
-def test_from_the_empty_window_to_a_measured_model_and_again_without_a_network(
-    window, hands, hub, monkeypatch, again
-):
+def test_from_the_empty_window_to_a_measured_model_and_again_without_a_network(window, hands, hub, monkeypatch, again):
     """The second time, with the network off, is measured as well in the slow variant."""
     download(window, hands)
     hands.click(window.page(PageId.MODELS).downloads_view.cards["ada/lark"].quantize)

@@ -20,6 +20,7 @@ from quantstudio.engine.data.document import refuse
 from quantstudio.engine.data.parquet import missing_package
 from quantstudio.engine.failures import without_secrets
 from quantstudio.engine.hub.connection import read_connection
+from quantstudio.engine.memory import importing
 
 FORMATS = ("parquet", "json", "text", "csv", "arrow")
 """The library's builders that read text and nothing else."""
@@ -45,8 +46,9 @@ def main(source: HubData, out: TextIO) -> None:
 
 def _lines(source: HubData) -> Iterator[dict[str, Any]]:
     try:
-        import datasets
-        from huggingface_hub import HfApi
+        with importing():
+            import datasets
+            from huggingface_hub import HfApi
     except ImportError:
         raise missing_package("datasets", "Reading a dataset from the Hub") from None
     connection = read_connection()

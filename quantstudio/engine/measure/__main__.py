@@ -8,7 +8,6 @@ once, writing nothing.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from quantstudio.engine.child import end_with_parent, send, take_stdio
 from quantstudio.engine.failures import as_message, details
 from quantstudio.engine.measure.memory import MemorySampler
 from quantstudio.engine.measure.spec import QUALITY_PHASE, Measured, MeasureSpec
+from quantstudio.engine.memory import importing
 from quantstudio.engine.reporter import Reporter
 
 
@@ -42,18 +42,15 @@ def main() -> int:
 
 def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
     """Carry out the spec in this process. The speed part comes first, so that its peak memory is the model's own."""
-    # Half a million objects of libraries come now and stay: looking for garbage among them takes a third of a second.
-    gc.disable()
-    import torch
+    with importing():
+        import torch
 
-    from quantstudio.engine.kernels.trial import AT_LOAD_S
-    from quantstudio.engine.load import load_model
-    from quantstudio.engine.measure.performance import load_timed, measure_performance
-    from quantstudio.engine.measure.quality import measure_kv_cache, measure_quality, measure_text_fit
-    from quantstudio.engine.measure.text import read_text
+        from quantstudio.engine.kernels.trial import AT_LOAD_S
+        from quantstudio.engine.load import load_model
+        from quantstudio.engine.measure.performance import load_timed, measure_performance
+        from quantstudio.engine.measure.quality import measure_kv_cache, measure_quality, measure_text_fit
+        from quantstudio.engine.measure.text import read_text
 
-    gc.enable()
-    gc.freeze()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = spec.machine.seed
     text = read_text(spec.measure.text, spec.measure.quality_tokens)
@@ -64,10 +61,9 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
         return Measured(performance=trial.performance, other_engine=trial)
     # In a run the parent has tried the kernels: done here it would count as the model's memory.
     trials_s = AT_LOAD_S if spec.alone else 0.0
-    machine = spec.machine
-    loaded, load_s = load_timed(
-        Path(spec.model), machine.device, reporter, machine.kernel, trials_s, compiled=machine.compile
-    )
+    folder, machine = Path(spec.model), spec.machine
+    load = partial(load_model, folder, machine.device, reporter, machine.kernel, trials_s, compiled=machine.compile)
+    loaded, load_s = load_timed(folder, reporter, load)
     kind = spec.machine.kv_cache
     performance = measure_performance(loaded, load_s, spec.label, text, spec.measure, seed, reporter, kind)
     if not spec.original and not spec.alone:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +18,7 @@ from quantstudio.core.errors import ModelUnsupported
 from quantstudio.core.recipe import KvCache, MeasureSection
 from quantstudio.core.result import Performance, Spread
 from quantstudio.engine.generate import Generator
-from quantstudio.engine.kernels.registry import AUTO
-from quantstudio.engine.kernels.trial import AT_LOAD_S
-from quantstudio.engine.load import LoadedModel, load_model
+from quantstudio.engine.load import LoadedModel
 from quantstudio.engine.measure.bandwidth import bytes_per_token, memory_bandwidth
 from quantstudio.engine.measure.memory import peak_rss
 from quantstudio.engine.measure.text import Text, prompt_ids
@@ -30,19 +28,11 @@ from quantstudio.engine.sequence import Running
 _READ_BYTES = 8 << 20
 
 
-def load_timed(
-    folder: Path,
-    device: str,
-    reporter: Reporter,
-    kernels: str = AUTO,
-    trials_s: float = AT_LOAD_S,
-    *,
-    compiled: bool = False,
-) -> tuple[LoadedModel, float]:
-    """The model and the seconds it took to load from files that are in the system's cache, trials not counted."""
+def load_timed(folder: Path, reporter: Reporter, load: Callable[[], LoadedModel]) -> tuple[LoadedModel, float]:
+    """What `load` makes of `folder`, and the seconds it took from files in the system's cache, trials not counted."""
     warm_up_files(folder, reporter)
     started = time.perf_counter()
-    loaded = load_model(folder, device, reporter, kernels, trials_s, compiled=compiled)
+    loaded = load()
     if loaded.device == "cuda":
         torch.cuda.synchronize()
     return loaded, time.perf_counter() - started - loaded.trial_s

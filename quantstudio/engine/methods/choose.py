@@ -12,6 +12,7 @@ from quantstudio.core.plan import QuantizationPlan
 from quantstudio.core.recipe import Recipe
 from quantstudio.core.recipe_method import Gptq
 from quantstudio.core.run_store import WORK
+from quantstudio.engine.memory import give_back_freed_memory, importing
 from quantstudio.engine.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -78,7 +79,6 @@ def choose_weights(
         enter(FIT)
         return choose_hqq(info, plan, run_folder / WORK, reporter)
     from quantstudio.engine.calibrate import choose
-    from quantstudio.engine.memory import give_back_freed_memory
 
     trained = None
     if recipe.begins_calibrated:  # most of the loss is won back before the first step
@@ -87,7 +87,8 @@ def choose_weights(
         choose(info, plan, gptq, run_folder / WORK, data.calibration, reporter)
         give_back_freed_memory()
     if kind in ("qat", "finetune_gptq"):
-        from quantstudio.engine.train.run import train_weights
+        with importing():
+            from quantstudio.engine.train.run import train_weights
 
         enter(TRAIN)
         reporter.check_cancel()  # that import took seconds

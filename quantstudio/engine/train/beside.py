@@ -16,6 +16,7 @@ from quantstudio.core import protocol
 from quantstudio.core.errors import TrainingDiverged
 from quantstudio.engine.child import end_with_parent, send, take_stdio
 from quantstudio.engine.failures import as_message, details
+from quantstudio.engine.memory import importing
 
 
 def main() -> int:
@@ -26,8 +27,9 @@ def main() -> int:
     end_with_parent(commands)
     say = partial(send, messages)
     try:
-        from quantstudio.engine.train.crew import READY, Task
-        from quantstudio.engine.train.run import take_part
+        with importing():
+            from quantstudio.engine.train.crew import READY, Task
+            from quantstudio.engine.train.run import take_part
 
         task = Task.model_validate_json(line)
         ready = protocol.Phase(t=time.time(), id=READY, title="", index=0, total=1)

@@ -64,6 +64,24 @@ def losses(ran) -> list[float]:
     return [value for _, value in ran.metric("train/loss")]
 
 
+@pytest.fixture(scope="module")
+def _trained() -> dict:
+    return {}
+
+
+@pytest.fixture
+def plain(train, _trained):
+    """`plain(method, scheme)`: a training as usual, which is carried out once for all tests."""
+
+    def ordinary(method, scheme):
+        key = method.model_dump_json(), scheme.model_dump_json()
+        if key not in _trained:
+            _trained[key] = train(method, scheme, "plain")
+        return _trained[key]
+
+    return ordinary
+
+
 @pytest.mark.parametrize(
     ("method", "scheme"),
     [
@@ -72,34 +90,34 @@ def losses(ran) -> list[float]:
     ],
     ids=["all", "lora, recomputed"],
 )
-def test_compiled_blocks_learn_what_others_learn(train, graphs, method, scheme):
-    plain = train(method, scheme, "plain")
+def test_compiled_blocks_learn_what_others_learn(train, plain, graphs, method, scheme):
+    expected = plain(method, scheme)
     assert not graphs
     ran = train(method, scheme, "compiled", compiled=True)
     # One program for the student's blocks, one for the teacher's; under LoRA the first block's input needs no gradient.
     assert 1 <= len(graphs) <= 3
     # The same operators in the same order: what differs is nothing, or the order of sums in gradients.
-    assert losses(ran) == pytest.approx(losses(plain), rel=1e-4)
+    assert losses(ran) == pytest.approx(losses(expected), rel=1e-4)
     assert [value for _, value in ran.metric("eval/loss")] == pytest.approx(
-        [value for _, value in plain.metric("eval/loss")], rel=1e-4
+        [value for _, value in expected.metric("eval/loss")], rel=1e-4
     )
     assert [text for text in ran.notices() if text.startswith(SAID)]
     assert any(message.detail.startswith("Compiling") for message in ran.messages if message.type == "progress")
 
 
-def test_what_cannot_be_compiled_is_trained_as_usual_and_said(train, monkeypatch):
+def test_what_cannot_be_compiled_is_trained_as_usual_and_said(train, plain, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no compiler was found\nbecause this one is broken")
 
     monkeypatch.setattr(compiling, "BACKEND", broken)
     ran = train(METHOD, SCHEME, "broken", compiled=True)
-    assert losses(ran) == losses(train(METHOD, SCHEME, "plain"))
+    assert losses(ran) == losses(plain(METHOD, SCHEME))
     (notice,) = [text for text in ran.notices() if "without being compiled" in text]
     assert "no compiler was found" in notice
     assert "\n" not in notice
 
 
-def test_gradients_that_cannot_be_compiled_are_known_before_the_first_step(train, monkeypatch):
+def test_gradients_that_cannot_be_compiled_are_known_before_the_first_step(train, plain, monkeypatch):
     from torch._dynamo.backends.common import aot_autograd
 
     def broken(graph, inputs):
@@ -107,7 +125,7 @@ def test_gradients_that_cannot_be_compiled_are_known_before_the_first_step(train
 
     monkeypatch.setattr(compiling, "BACKEND", aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=broken))
     ran = train(ALONE, SCHEME, "broken", compiled=True)
-    assert losses(ran) == losses(train(ALONE, SCHEME, "plain"))
+    assert losses(ran) == losses(plain(ALONE, SCHEME))
     assert any("gradients are too much" in text for text in ran.notices())
 
 
@@ -180,12 +198,11 @@ def test_whoever_stops_need_not_wait_for_the_compiler(train, monkeypatch):
     assert 0 < len(looked) < 3000
 
 
-def test_blocks_in_shares_are_compiled(train, graphs, monkeypatch):
+def test_blocks_in_shares_are_compiled(train, plain, graphs, monkeypatch):
     """In a group of one: all that several processes do, but for what they hear from each other."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # accelerate warns of its own choice
     store = open_store(1)
     with joined(Seat(rank=0, count=1, port=store.port, device="cpu"), store):
         shared = train(ALONE, SCHEME, "shared", compiled=True)
     assert graphs
-    alone = train(ALONE, SCHEME, "alone")
-    assert losses(shared) == pytest.approx(losses(alone), rel=1e-3)
+    assert losses(shared) == pytest.approx(losses(plain(ALONE, SCHEME)), rel=1e-3)

@@ -324,12 +324,20 @@ def test_a_disk_that_fills_while_quantizing(tmp_path, write_recipe, assert_run_f
     with small_disk(tmp_path, "size=96m") as disk:
         with started(disk / "runs", *run_arguments(recipe, disk / "runs"), warm=warm_workers) as command:
             wait_for(partial_of(command.folder() / "model").exists)  # the room has been checked by now
-            fill(disk, left)
+            with held_up(command.process.pid):
+                fill(disk, left)
             failure = failure_of(command)
         assert failure.what == "The disk is full."
         assert "Free some space" in failure.advice[-1]
         # With no byte left even the reason cannot be written down; the run is known as failed all the same.
         assert_run_failed(failure, what=failure.what if left else "")
+
+
+@contextmanager
+def held_up(pid):
+    os.kill(pid, signal.SIGSTOP)
+    yield
+    os.kill(pid, signal.SIGCONT)
 
 
 def fill(disk, left):

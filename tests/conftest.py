@@ -12,6 +12,8 @@ from quantstudio.core.recipe import OutputSection, Recipe
 from quantstudio.core.run_state import Status
 from quantstudio.core.schemes import W4A16, W8A16
 
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
 
 def spread(median, width=0.02):
     trials = tuple(median * (1 + width * step) for step in (-1, -0.5, 0, 0.5, 1))

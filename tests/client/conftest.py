@@ -1,13 +1,11 @@
 """Fake and misbehaving workers, and a check that no test leaves a process behind."""
 
-import os
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 TESTS = Path(__file__).parents[1]
 
 

@@ -24,7 +24,6 @@ from quantstudio.core.run_state import Status, replay
 from quantstudio.core.schemes import W8A16
 from quantstudio.engine.conduct import conduct
 
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 ROOT = Path(__file__).parents[2]
 LONG_MS = 120_000
 CPU = MachineSection(device="cpu", threads=1)

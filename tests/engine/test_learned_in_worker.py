@@ -6,7 +6,6 @@ A kill without warning between two blocks, and what is half done then: `test_cal
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from quantstudio.core.recipe_method import AnyMethod, Gptq, Qat
 from quantstudio.core.run_state import Status
 from quantstudio.core.schemes import W4A16
 
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 LONG_MS = 120_000
 WORDS = ["ship", "harbour", "evening", "letter", "garden", "winter", "answer", "silver", "window", "stone"]
 METHODS: dict[str, AnyMethod] = {

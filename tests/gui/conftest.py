@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import json
 import math
-import os
 import struct
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import psutil
 import pytest
 from PySide6.QtCore import QCoreApplication, QEvent
 
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 FAKE_WORKER = Path(__file__).parents[1] / "fakeworker.py"
 
 

@@ -126,3 +126,25 @@ def test_other_models_keep_their_own_code(tiny_model, original):
         assert make(tiny_model("gemma3", torch.bfloat16)) is None
         assert make(tiny_model("llama", torch.float32)) is None
     assert load_model(original("llama"), "cpu", silent(), "reference").step is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        LlamaConfig(**SIZE | {"num_attention_heads": 8}, num_key_value_heads=3, head_dim=32),
+        LlamaConfig(**SIZE | {"intermediate_size": 250}),
+        LlamaConfig(**SIZE, head_dim=24),
+        LlamaConfig(**SIZE, hidden_act="gelu"),
+    ],
+    ids=["heads without a group", "inner layer", "size of heads", "activation"],
+)
+def test_sizes_that_the_library_would_misread_stay_out_of_it(odd):
+    model = AutoModelForCausalLM.from_config(odd, dtype=torch.bfloat16).eval()
+    assert make_native_step(model) is None
+
+
+def test_heads_that_turn_in_part_stay_out_of_it(original):
+    model = AutoModelForCausalLM.from_pretrained(original("llama"), dtype=torch.bfloat16, use_safetensors=True)
+    assert build.native().library is None or make_native_step(model) is not None
+    model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[:8]
+    assert make_native_step(model) is None

@@ -26,12 +26,20 @@ _VECTOR = 16
 def make_native_step(model: PreTrainedModel) -> NativeStep | None:
     """The shortest way through this model, if it has one: all its matrices in bf16 or on this program's own kernels."""
     fits = type(model) in FAMILY and model.device.type == "cpu" and model.dtype == torch.bfloat16
-    if not fits or model.config.hidden_act != "silu":
-        return None
-    sizes = (int(model.model.layers[0].self_attn.head_dim), int(model.config.intermediate_size))
-    if any(size % (2 * _VECTOR) for size in sizes) or not all(_is_known(matrix) for matrix in _matrices(model)):
+    known = fits and model.config.hidden_act == "silu" and _has_even_sizes(model)
+    if not known or not all(_is_known(matrix) for matrix in _matrices(model)):
         return None
     return NativeStep(model) if build.native().library is not None else None
+
+
+def _has_even_sizes(model: PreTrainedModel) -> bool:
+    """Whether sizes are what the library takes for granted, where transformers would notice that they are not."""
+    config, size = model.config, int(model.model.layers[0].self_attn.head_dim)
+    states = torch.zeros(1, 1, int(config.hidden_size), dtype=torch.bfloat16)
+    cosine, _ = model.model.rotary_emb(states, torch.zeros(1, 1, dtype=torch.long))
+    turned = cosine.shape[-1] == size and cosine.dtype == torch.bfloat16
+    vectors = size % (2 * _VECTOR) == 0 and int(config.intermediate_size) % (2 * _VECTOR) == 0
+    return turned and vectors and int(config.num_attention_heads) % int(config.num_key_value_heads) == 0
 
 
 def _matrices(model: PreTrainedModel) -> list[nn.Module]:
@@ -44,6 +52,8 @@ def _matrices(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _is_known(matrix: nn.Module) -> bool:
+    if matrix.bias is not None and matrix.bias.dtype != torch.bfloat16:
+        return False
     if type(matrix) is nn.Linear:
         return matrix.weight.dtype == torch.bfloat16 and matrix.weight.is_contiguous()
     return type(matrix) in NATIVE

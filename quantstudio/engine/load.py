@@ -38,7 +38,7 @@ from quantstudio.engine.load_quantized import empty_model, fill
 from quantstudio.engine.load_tokenizer import load_tokenizer
 from quantstudio.engine.memory import garbage_kept, keep_freed_memory, trim_freed_memory
 from quantstudio.engine.native.build import build_with_words
-from quantstudio.engine.native.step import NativeStep, make_native_step
+from quantstudio.engine.native_step import NativeStep, make_native_step
 from quantstudio.engine.reporter import Reporter
 from quantstudio.engine.scratch import Scratch
 

@@ -12,7 +12,7 @@ from quantstudio.engine.generate import Generator
 from quantstudio.engine.llama_step import LlamaStep, make_llama_step
 from quantstudio.engine.load import load_model
 from quantstudio.engine.native import build
-from quantstudio.engine.native.step import NativeStep, make_native_step
+from quantstudio.engine.native_step import NativeStep, make_native_step
 from quantstudio.engine.quantize import quantize_model
 from quantstudio.engine.reporter import silent
 

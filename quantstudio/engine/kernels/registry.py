@@ -3,7 +3,7 @@
 Where nothing was tried (small layers), the order of `KERNELS` decides; a trial overrules it only when another kernel
 takes less than `CLEARLY` of the time, so that what else the machine did that second decides nothing. The order always
 decides where this program's own kernels run: on GPUs, and on CPUs for which they could be built. The short way for one
-token (`gpu_step`, `native.step`) wants all layers on them; what the trial says of them is told.
+token (`gpu_step`, `native_step`) wants all layers on them; what the trial says of them is told.
 Agreement is measured: each kernel multiplies a small weight of the layer's kind once and is compared with the
 dequantized product in fp32. One that disagrees is dropped for that kind, and the log says so.
 """

@@ -1,4 +1,4 @@
-// One token through a model of the Llama family, all layers in one call: `step.py` prepares what it reads.
+// One token through a model of the Llama family, all layers in one call: `native_step.py` prepares what it reads.
 //
 // All threads go through the layers together and meet after each product. What is small every thread computes for
 // itself, so that there is less to wait for: norms, rounding to int8, the activation. Results are rounded to bf16 where

@@ -101,7 +101,7 @@ OLDER = textwrap.dedent(
     from quantstudio.engine.kernels.registry import relative_error
     from quantstudio.engine.kv_cache import make_cache
     from quantstudio.engine.native import build
-    from quantstudio.engine.native.step import make_native_step
+    from quantstudio.engine.native_step import make_native_step
 
     build._PROCESSOR = tuple(sys.argv[1:])
     assert build.native().require().quantstudio_int4_rows() == 32

@@ -1,4 +1,4 @@
-"""One token through a model of the Llama family on the CPU, in one call of this program's own C++ (`token.cpp`).
+"""One token through a model of the Llama family on the CPU, in one call of this program's own C++ (`native/token.cpp`).
 
 Against the short way over torch's operators (`llama_step`) it waits for no Python between layers, reads int4 weights
 three times as fast as torch's operator, and leaves out what a general operator has to do for a single row.

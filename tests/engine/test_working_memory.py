@@ -19,7 +19,7 @@ from quantstudio.core.estimate import estimate
 from quantstudio.core.machine import Machine
 from quantstudio.core.model_info import read_model_info
 from quantstudio.core.plan import make_plan
-from quantstudio.core.recipe import MeasureSection, ModelSection, Recipe
+from quantstudio.core.recipe import MachineSection, MeasureSection, ModelSection, Recipe
 from quantstudio.core.recipe_data import DataSection, FileData
 from quantstudio.core.recipe_io import recipe_to_toml
 from quantstudio.core.recipe_method import Qat
@@ -186,6 +186,7 @@ def test_a_real_run_holds_what_was_estimated(tmp_path, tiny_folder):
         method=Qat(steps=2, evaluations=1, batch_sequences=16),
         data=DataSection(source=FileData(path=str(text)), sequence_length=128, held_out_sequences=2),
         measure=MeasureSection(enabled=False),
+        machine=MachineSection(device="cpu", threads=1),
     )
     (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
     command = [sys.executable, "-P", "-m", "quantstudio", "run", str(tmp_path / "recipe.toml")]

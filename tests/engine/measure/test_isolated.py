@@ -26,7 +26,7 @@ def nothing():
 
 
 def spec(folder, **values):
-    return MeasureSpec(model=str(folder), label="Tiny", measure=SMALL, machine=MachineSection(device="cpu"), **values)
+    return MeasureSpec(model=str(folder), label="Tiny", measure=SMALL, machine=MachineSection(device="cpu", threads=1), **values)
 
 
 def children():

@@ -26,7 +26,9 @@ def nothing():
 
 
 def spec(folder, **values):
-    return MeasureSpec(model=str(folder), label="Tiny", measure=SMALL, machine=MachineSection(device="cpu", threads=1), **values)
+    return MeasureSpec(
+        model=str(folder), label="Tiny", measure=SMALL, machine=MachineSection(device="cpu", threads=1), **values
+    )
 
 
 def children():

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -52,6 +54,9 @@ def native() -> Native:
         return Native(None, why)
     path = _place()
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours_alone(path.parent):
+            return Native(None, f"others may write to {path.parent}, and what lies there is run.")
         if not path.exists():
             _build(path)
         return Native(_declare(ctypes.CDLL(str(path))))
@@ -105,9 +110,13 @@ def _place() -> Path:
     return native_cache() / f"{digest.hexdigest()[:32]}.so"
 
 
+def _is_ours_alone(folder: Path) -> bool:
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def _build(path: Path) -> None:
     """Whole or not at all, also when two processes do it at once."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies in there is run
     compiler = _compiler() or "g++"
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         parts, whole = Path(folder) / "token.o", Path(folder) / "token.so"

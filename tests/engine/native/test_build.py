@@ -68,6 +68,17 @@ def test_what_the_compiler_says_is_told(anew, compiler, monkeypatch):
 
 
 @needs_native
+def test_nothing_is_run_from_where_others_may_write(anew):
+    folder = build._place().parent
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    found = anew()
+    assert found.library is None
+    assert str(folder) in found.why_not
+    assert not list(folder.iterdir())
+
+
+@needs_native
 def test_a_library_of_another_kind_is_no_reason_to_fail(anew):
     place = build._place()
     place.parent.mkdir(parents=True)

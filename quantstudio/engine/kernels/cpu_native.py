@@ -25,8 +25,6 @@ from quantstudio.engine.native import build, structs
 
 _ONE_BY_ONE = 8
 """So many rows at most go through one at a time."""
-_MATRIX_UNIT_ROWS = 64
-"""From here on tiles that torch multiplies win on processors with AMX, which this program's own C++ does not use."""
 _EXACT_ROWS = 128
 """From here on oneDNN's int8 product wins where activations are int8 (4864×896, 64 rows: 2.2 against 2.9 ms; 512: 12.8,
 10.8)."""
@@ -37,6 +35,8 @@ class _Native(nn.Module):
     """A weight that is described to the library."""
 
     operator: ClassVar[str] = "quantstudio_product"
+    matrix_unit_rows: ClassVar[int]
+    """From here on tiles that torch multiplies win on processors with AMX, which this C++ does not use."""
     _rows: int
     _columns: int
     _rounds_input: bool
@@ -56,7 +56,7 @@ class _Native(nn.Module):
 
     def _is_torchs(self, count: int) -> bool:
         """Whether so many rows go faster by torch's operators, which the other base of the class calls."""
-        return count >= _MATRIX_UNIT_ROWS and build.has_matrix_unit()
+        return count >= self.matrix_unit_rows and build.has_matrix_unit()
 
     def _one_by_one(self, rows: torch.Tensor) -> torch.Tensor:
         """bf16 `[few, columns]` → `[few, rows]`, bias and all."""
@@ -86,6 +86,7 @@ class NativeInt4(_Native, CpuInt4):
     """2 to 4 bits, symmetric or not, groups (or rows) that are multiples of 32; activations in bf16 or int8."""
 
     name: ClassVar[str] = "native_int4"
+    matrix_unit_rows: ClassVar[int] = 128
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:
@@ -113,6 +114,7 @@ class NativeInt8(_Native, CpuInt8Bags):
     """8 bits per channel, activations in bf16 or int8."""
 
     name: ClassVar[str] = "native_int8"
+    matrix_unit_rows: ClassVar[int] = 64
 
     @staticmethod
     def supports(spec: WeightSpec, rows: int, columns: int, device: torch.device) -> bool:

@@ -86,14 +86,15 @@ void expand_int4(const Matrix& m, int64_t row, int64_t from, int64_t columns, Ce
   }
 }
 
-// Likewise of an int8 weight, codes only. Vectors beyond the block's end are left as they are.
+// Likewise of an int8 weight, codes only; rows that there are not are left as they are.
 void expand_int8(const Matrix& m, int64_t row, int64_t from, int64_t columns, Cell* out) {
-  const int64_t width = m.block + 8, inside = row % m.block;
-  const uint8_t* p = m.weights + (row / m.block * m.columns + from) * width + inside;
-  for (int64_t i = 0; i < columns; i += 2, p += 2 * width) {
-    for (int v = 0; v < VECTORS && inside + v * LANES < m.block; v++) {
-      const Floats first = sub(floats(bytes(p + v * LANES)), all(128));
-      const Floats second = i + 1 < columns ? sub(floats(bytes(p + width + v * LANES)), all(128)) : zero();
+  const int64_t width = m.block + 8;
+  for (int v = 0; v < VECTORS && row + v * LANES < m.rows; v++) {
+    const int64_t place = row + v * LANES;
+    const uint8_t* p = m.weights + (place / m.block * m.columns + from) * width + place % m.block;
+    for (int64_t i = 0; i < columns; i += 2, p += 2 * width) {
+      const Floats first = sub(floats(bytes(p)), all(128));
+      const Floats second = i + 1 < columns ? sub(floats(bytes(p + width)), all(128)) : zero();
       put_cells(first, second, out + i / STEP * WIDTH + v * LANES);
     }
   }
@@ -160,11 +161,10 @@ struct Bench {
   std::vector<float> sums;
 };
 
-// Outputs `[row, row + WIDTH)`, as far as they are one block's, for some strips.
+// Outputs from `row` on, `WIDTH` where there are as many, for some strips.
 void multiply_tile(const Matrix& m, int64_t row, const Cell* packed, int64_t first, int64_t last, const Rows& x,
                    Bench& own, bf16* out) {
-  const int64_t end = (row / m.block + 1) * m.block < m.rows ? (row / m.block + 1) * m.block : m.rows;
-  const int64_t rows = end - row < WIDTH ? end - row : WIDTH;
+  const int64_t rows = m.rows - row < WIDTH ? m.rows - row : WIDTH;
   const int64_t deep = m.bits == 4 ? (DEEP > m.group ? DEEP / m.group * m.group : m.group) : DEEP;
   const int64_t cells = (m.columns + STEP - 1) / STEP;
   own.tile.resize((deep + STEP) / STEP * WIDTH);
@@ -182,13 +182,6 @@ void multiply_tile(const Matrix& m, int64_t row, const Cell* packed, int64_t fir
   for (int64_t strip = first; strip < last; strip++) {
     emit_strip(finish, m.rows, row, rows, own.sums.data() + (strip - first) * STRIP * WIDTH, strip, x, out);
   }
-}
-
-// Tiles of a weight: how many to a block, and where the `number`th begins.
-inline int64_t tiles_of_block(const Matrix& m) { return (m.block + WIDTH - 1) / WIDTH; }
-
-inline int64_t start_of_tile(const Matrix& m, int64_t number) {
-  return number / tiles_of_block(m) * m.block + number % tiles_of_block(m) * WIDTH;
 }
 
 }  // namespace

@@ -186,7 +186,8 @@ void attend(const Model& model, const Cache& cache, int64_t head, const float* q
 // A thread's part of `count` things.
 struct Share {
   int64_t first, last;
-  Share(int64_t count, int thread, int threads) : first(count * thread / threads), last(count * (thread + 1) / threads) {}
+  Share(int64_t count, int thread, int threads)
+      : first(count * thread / threads), last(count * (thread + 1) / threads) {}
 };
 
 // Heads of keys and values are divided among the threads, and the queries that share them: by those heads where all
@@ -295,7 +296,7 @@ extern "C" void quantstudio_prompt(const Matrix* matrix, const uint16_t* rows, c
   const Matrix& m = *matrix;
   const Rows x{rows, scales, count};
   const int64_t strips = (count + STRIP - 1) / STRIP, cells = (m.columns + STEP - 1) / STEP;
-  const int64_t tiles = (m.rows + m.block - 1) / m.block * tiles_of_block(m);
+  const int64_t tiles = (m.rows + WIDTH - 1) / WIDTH;
   // Where there are few tiles, each is divided among threads by strips.
   const int64_t wanted = (4 * threads + tiles - 1) / tiles, parts = wanted < strips ? wanted : strips;
   std::vector<Cell> packed(strips * cells * STRIP);
@@ -308,8 +309,7 @@ extern "C" void quantstudio_prompt(const Matrix* matrix, const uint16_t* rows, c
     }
 #pragma omp for schedule(dynamic)
     for (int64_t number = 0; number < tiles * parts; number++) {
-      const int64_t row = start_of_tile(m, number / parts), part = number % parts;
-      if (row >= m.rows) continue;
+      const int64_t row = number / parts * WIDTH, part = number % parts;
       multiply_tile(m, row, packed.data(), strips * part / parts, strips * (part + 1) / parts, x, own, out);
     }
   }

@@ -138,6 +138,22 @@ def test_int4_takes_any_number_of_outputs(kernel, rows):
         torch.testing.assert_close(fast(x).float(), reference(x).float(), rtol=0.02, atol=0.02)
 
 
+@needs_native
+@pytest.mark.parametrize("kernel", [NativeInt4, NativeInt8])
+def test_processors_with_a_matrix_unit_leave_prompts_to_torch(kernel, monkeypatch):
+    module = kernel(weight_of(WeightSpec(4, 32) if kernel is NativeInt4 else INT8, 96, 64))
+    asked = []
+    monkeypatch.setattr(
+        kernel, "_together", lambda self, rows: asked.append(len(rows)) or rows.new_zeros(len(rows), 96)
+    )
+    few, many = torch.randn(20, 64).to(torch.bfloat16), torch.randn(200, 64).to(torch.bfloat16)
+    for unit in (False, True):
+        monkeypatch.setattr(build, "has_matrix_unit", lambda unit=unit: unit)
+        module(few)
+        module(many)
+    assert asked == [20, 200, 20]
+
+
 def test_small_groups_fall_back_to_dequantized():
     assert chosen(WeightSpec(4, 16), 64, 64) is Dequantized
 

@@ -64,9 +64,9 @@ def _home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _processes_have_what_people_install():
-    """They begin with `as_installed/sitecustomize.py`."""
-    paths = [str(Path(__file__).parent / "as_installed"), *filter(None, [os.environ.get("PYTHONPATH")])]
+def _processes_start_without_torchao():
+    """They begin with `without_torchao/sitecustomize.py`."""
+    paths = [str(Path(__file__).parent / "without_torchao"), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         yield

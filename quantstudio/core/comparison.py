@@ -134,6 +134,7 @@ SAME = 0.03
 """Medians closer than this are called the same even when their ranges stay apart or were not measured."""
 _COUNTED = frozenset({"size", "weights", "bits"})
 """Columns that are exact: any difference in them is one."""
+_PERCENT = " %"
 _UNSTEADY = 0.1
 """From this relative difference between the originals of two runs on, their times are not comparable."""
 QUALITY_COLUMNS = frozenset({"perplexity", "change", "bits_per_byte", "kl", "top1"})
@@ -405,6 +406,8 @@ def _spread(spread: Spread, words: Callable[[float], str]) -> Cell:
 
 def _interval(interval: Interval, words: Callable[[float], str]) -> Cell:
     text, low, high = words(interval.value), words(interval.low), words(interval.high)
+    if high.endswith(_PERCENT):  # once is enough, and leaves room for another column
+        low = low.removesuffix(_PERCENT)
     return Cell(interval.value, interval.low, interval.high, text=text, detail=f"{low} to {high}")
 
 
@@ -426,4 +429,4 @@ def _plain_number(value: float) -> str:
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.0995 else f"{value:.2g}"
+    return f"{value:.3f}" if value >= 0.0995 else f"{value:#.2g}" if value else "0"

@@ -24,6 +24,8 @@ BACKGROUND = (
     "On ONNX Runtime ",
 )
 """How sentences of `speed_details` and about other engines begin, and those of older versions."""
+OWN_CODE = "quantstudio_"
+"""How operators of this program's own C++ begin: nobody could look those up."""
 NEAR_LIMIT = 0.6
 """From this share of the memory's speed on, fewer bytes are the way to more tokens."""
 
@@ -53,7 +55,7 @@ def conditions(measured: Performance) -> str:
 
 def kernels_words(uses: Sequence[KernelUse]) -> str:
     """What each kernel does for its weights, and behind it, for those who look them up, the operators' own names."""
-    names = ", ".join(dict.fromkeys(use.operator for use in uses if use.kernel != DEQUANTIZED))
+    names = ", ".join(dict.fromkeys(_operator(use) for use in uses if use.kernel != DEQUANTIZED))
     tried = "a short trial here" if any(use.decode_ratio is not None for use in uses) else ""
     aside = "; ".join(part for part in (tried, names and f"run by {names}") if part)
     return "; ".join(map(kernel_words, uses)) + (f" ({aside})" if aside else "")
@@ -80,6 +82,10 @@ def kernel_line(use: KernelUse) -> str:
 def _weights(use: KernelUse) -> str:
     """`W4A16 g128` → `int4 weights`."""
     return f"int{use.scheme.removeprefix('W').partition('A')[0]} weights"
+
+
+def _operator(use: KernelUse) -> str:
+    return "this program's own C++" if use.operator.startswith(OWN_CODE) else use.operator
 
 
 def _as_fast(ratio: float) -> str:

@@ -59,10 +59,18 @@ def test_cells_speak_in_words(both):
     assert (cells["decode_tps"].text, cells["decode_tps"].detail) == ("806 tok/s", "2.6× faster")
     assert cells["ttft"].detail == "2.6× faster"
     assert cells["perplexity"].detail == "19.99 to 21.89"
-    assert (cells["change"].text, cells["change"].detail) == ("+5.3 %", "+4.9 % to +5.7 %")
+    assert (cells["change"].text, cells["change"].detail) == ("+5.3 %", "+4.9 to +5.7 %")
     assert both.rows[0].cells["bits"].text == "16"
     assert "512 tokens" in both.conditions
     assert "2 threads" in both.conditions
+
+
+@pytest.mark.parametrize(("low", "high", "words"), [(0.00087, 0.0009, "0.00087 to 0.00090"), (0.0, 0.1, "0 to 0.100")])
+def test_both_ends_of_an_interval_have_as_many_digits(make_result, low, high, words):
+    result = make_result("int4")
+    quality = result.quality.model_copy(update={"kl": Interval(value=low, low=low, high=high)})
+    (group,) = compare([result.model_copy(update={"quality": quality})])
+    assert group.rows[1].cells["kl"].detail == words
 
 
 def test_a_slower_or_larger_model_is_called_so():

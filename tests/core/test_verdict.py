@@ -160,6 +160,9 @@ def test_lengths_kernels_and_the_limit_are_told(make_result):
         "How fast low-bit weights are multiplied here: int4 weights (W4A16 g128) 2.7 times as fast as bf16 for one "
         "token, at 56 % of bf16's speed for a prompt of 128 (a short trial here; run by an_operator)."
     )
+    own = use.model_copy(update={"operator": "quantstudio_product"})
+    told = only(verdict(with_limit(make_result("int4"), 0.71, kernel_uses=(own,))), "How fast low-bit weights")
+    assert told.endswith("(a short trial here; run by this program's own C++).")
     assert "Each token reads 1 MB of weights: 71 % of what the memory can deliver" in only(found, "Each token")
     assert "the output head in the bits of the layers" in only(found, "What would be faster")
 

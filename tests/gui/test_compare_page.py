@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QApplication, QFileDialog, QLabel
 from quantstudio.core.errors import DiskProblem
 from quantstudio.core.result import Interval
 from quantstudio.core.run_store import delete_run
+from quantstudio.gui.main_window import SMALLEST, MainWindow
 from quantstudio.gui.pages.compare_page import ComparePage
 from quantstudio.gui.theme import apply_theme
 from quantstudio.gui.tokens import LIGHT
@@ -124,6 +125,27 @@ def test_long_names_do_not_make_the_page_wider_than_its_window(runs, make_run, o
     QApplication.processEvents()
     assert page._area.horizontalScrollBar().maximum() == 0
     page.shutdown()
+
+
+def test_the_original_and_two_runs_stand_side_by_side_in_the_smallest_window(
+    runs, make_run, make_result, context, qtbot
+):
+    quality = make_result("int4").quality
+    wide = {"kl": Interval(value=0.00096, low=0.00094, high=0.00098)}
+    wide["perplexity_change"] = Interval(value=0.0013, low=0.0008, high=0.0018)
+    ids = [make_run(runs, kind, quality=quality.model_copy(update=wide)) for kind in ("int4", "int8")]
+    window = MainWindow(context)
+    qtbot.addWidget(window)
+    window.resize(SMALLEST)
+    window.show()
+    context.open_compare(ids)
+    page = window.stack.currentWidget()
+    qtbot.waitUntil(lambda: bool(tables(page)), timeout=5000)
+    QApplication.processEvents()
+    (table,) = tables(page)
+    assert table.model().columnCount() == 3
+    assert table.horizontalScrollBar().maximum() == 0
+    window.close()
 
 
 def test_verdicts_are_shown_as_plain_text(runs, make_run, open_page):

@@ -48,7 +48,10 @@ from quantstudio.gui.widgets.compare_picker import RunPicker
 from quantstudio.gui.widgets.compare_table import CompareTable
 from quantstudio.gui.widgets.scroll_margin import keep_margin
 
-PICKER_WIDTH = 232
+PICKER_WIDTH, NARROW_PICKER = 232, 180
+"""The list of runs in a roomy window, and in the narrowest one, so that the original and two runs stand beside it."""
+ROOM_FOR_THREE = 596
+"""What a table of three models and the page's margins take of its width."""
 TWO_CHARTS = 820
 """From this width on two charts stand side by side."""
 MAX_FIRST, MAX_READ = 4, 24
@@ -113,6 +116,10 @@ class ComparePage(QWidget):
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 - Qt's name
         super().showEvent(event)
         self.reload()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 - Qt's name
+        super().resizeEvent(event)
+        self._picker_side.setFixedWidth(max(NARROW_PICKER, min(PICKER_WIDTH, self.width() - ROOM_FOR_THREE)))
 
     def save_as(self, kind: ExportFormat) -> None:
         """Ask where to, and write the comparison there."""
@@ -214,8 +221,7 @@ class ComparePage(QWidget):
         whole.addWidget(self._stack)
 
     def _side(self) -> QWidget:
-        side = QWidget()
-        side.setFixedWidth(PICKER_WIDTH)
+        self._picker_side = side = QWidget()
         layout = QVBoxLayout(side)
         layout.setContentsMargins(0, 0, 0, SPACE)
         layout.setSpacing(4)
@@ -353,7 +359,7 @@ def _legend(group: Comparison) -> str:
     if any(cell.best for each in group.rows for cell in each.cells.values()):
         parts.append(tr("Green marks the best value, unless noise hides which that is."))
     if any(cell.uncertain for each in group.rows for cell in each.cells.values()):
-        parts.append(tr("≈ means within the noise: the difference to the original may be chance."))
+        parts.append(tr("≈\u00a0means within the noise: the difference to the original may be chance."))
     return " ".join(parts)
 
 

@@ -73,7 +73,7 @@ class PickDelegate(QStyledItemDelegate):
         small = QFont(font)
         small.setPointSizeF(font.pointSizeF() - 1)
         font.setWeight(QFont.Weight.DemiBold if ticked else QFont.Weight.Normal)
-        text = QRect(box.left() + 34, box.top() + 5, box.width() - 40, 20)
+        text = QRect(box.left() + 34, box.top() + 5, box.width() - 36, 20)
         for line, face, colour, elide in (  # names often differ at their end
             (str(index.data()), font, tokens.text, Qt.TextElideMode.ElideMiddle),
             (str(index.data(SECOND)), small, tokens.muted, Qt.TextElideMode.ElideRight),

@@ -27,7 +27,7 @@ from quantstudio.gui.theme import active_tokens
 from quantstudio.gui.widgets.basics import wrapped
 
 CELL = Qt.ItemDataRole.UserRole
-ROW_HEIGHT, HEAD_HEIGHT, NAMES_WIDTH, PAD = 44, 54, 114, 10
+ROW_HEIGHT, HEAD_HEIGHT, NAMES_WIDTH, PAD = 44, 54, 108, 8
 MODEL_WIDTH = 128
 _STARTS = ("load", "perplexity")
 """Quantities above which a line separates size from speed from quality."""
@@ -111,11 +111,11 @@ class CellDelegate(QStyledItemDelegate):
         tokens = active_tokens()
         box: QRect = option.rect  # type: ignore[attr-defined]
         painter.save()
-        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         model = index.model()
         if isinstance(model, CompareModel) and model.starts_section(index.row()):
             painter.setPen(QColor(tokens.border))
-            painter.drawLine(box.topLeft(), box.topRight())
+            painter.drawLine(box.topLeft(), box.topRight())  # as sharp as beside the quantities' names
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         if cell.best:
             painter.setPen(Qt.PenStyle.NoPen)
             painter.setBrush(QColor(tokens.success_soft))
@@ -244,7 +244,7 @@ class CompareTable(QTableView):
         big, small = (QFontMetrics(font) for font in _fonts(self.font()))
         cells = [cell for row in group.rows for cell in row.cells.values()]
         texts = [max(big.horizontalAdvance(c.text), small.horizontalAdvance(_detail(c))) for c in cells]
-        return max(MODEL_WIDTH, *(width + 2 * PAD + 2 for width in texts))
+        return max(MODEL_WIDTH, *(width + 2 * PAD + 1 for width in texts))
 
     def _fit_columns(self) -> None:
         """Share out the room, up to a width at which numbers still stand near each other."""

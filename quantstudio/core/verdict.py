@@ -17,6 +17,8 @@ from quantstudio.core.speed_words import BACKGROUND, speed_details
 
 DRIFT = 0.05
 """From this relative difference between the first and the last measurement of the original, it is mentioned."""
+GREAT_DRIFT = 1.5
+"""From this ratio between the two on, one figure would be false precision: what each of them says stands beside it."""
 
 
 def verdict(result: RunResult) -> tuple[str, ...]:
@@ -31,6 +33,8 @@ def verdict(result: RunResult) -> tuple[str, ...]:
         sentences.append(kv_cache_cost(result.kv_cache))
     if result.original_first and result.original_last:
         sentences += _drift(result.original_first, result.original_last)
+        if quantized:
+            sentences += _two_answers(result.original_first, result.original_last, quantized)
     if original and quantized:
         sentences += speed_details(result, original, quantized)
         if result.other_engine:
@@ -165,6 +169,18 @@ def _drift(first: Performance, last: Performance) -> list[str]:
     return [
         f"The machine changed speed by {abs(largest) * 100:.0f} % during the measurement; "
         "times are uncertain by that much. For better numbers, close other programs and run again."
+    ]
+
+
+def _two_answers(first: Performance, last: Performance, quantized: Performance) -> list[str]:
+    """How fast the result is by either measurement of the original, where these are far apart."""
+    drift = _ratio(first.decode_tps, last.decode_tps)
+    if 1 / GREAT_DRIFT < drift < GREAT_DRIFT:
+        return []
+    before, after = (_times(_ratio(quantized.decode_tps, one.decode_tps)) for one in (first, last))
+    return [
+        f"Beside the first measurement of the original the result writes {before} as fast, beside the last {after}: "
+        "measure again before you rely on either."
     ]
 
 

@@ -86,6 +86,19 @@ def test_a_machine_that_changed_its_speed_is_mentioned(make_result, factor, said
     assert (f"by {abs(factor - 1) * 100:.0f} %" in text) is said
 
 
+@pytest.mark.parametrize(("factor", "said"), [(0.8, False), (0.25, True), (2.0, True)])
+def test_where_the_originals_are_far_apart_both_answers_are_told(make_result, factor, said):
+    result = with_speed(make_result("int4"), decode=3.0)
+    last = result.original_last.model_copy(update={"decode_tps": timings(100 * factor)})
+    told = verdict(result.model_copy(update={"original_last": last}))
+    answers = [sentence for sentence in told if sentence.startswith("Beside the first measurement")]
+    assert bool(answers) is said
+    if said:
+        last_words = {0.25: "12.0 times", 2.0: "1.50 times"}[factor]
+        assert f"writes 3.0 times as fast, beside the last {last_words}:" in answers[0]
+        assert answers[0] in split_verdict(told)[0], "it belongs to what was gained, not behind it"
+
+
 def test_on_a_gpu_its_memory_counts(make_result):
     result = make_result("int4")
     parts = {

@@ -282,6 +282,16 @@ def test_a_full_log_moves_on(qtbot):
     assert lines == list(log)
 
 
+def test_perplexity_so_far_does_not_look_like_something_that_improves(qtbot):
+    detail = RunDetail()
+    qtbot.addWidget(detail)
+    names = ("original_perplexity", "perplexity")
+    metrics = [protocol.Metric(t=1.0, name=name, value=40.0 - i, step=i) for name in names for i in range(3)]
+    detail.show_run(RunHeader(name="A", created=1.0), replay(metrics))
+    titles = [words.text() for words in detail.findChildren(QLabel) if words.text().endswith("on the text so far")]
+    assert len(titles) == 2
+
+
 def test_another_run_does_not_inherit_notices_and_charts(qtbot, make_result):
     detail = RunDetail()
     qtbot.addWidget(detail)

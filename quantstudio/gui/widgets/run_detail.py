@@ -43,6 +43,11 @@ MAX_NOTICES = 8
 NARROW = 620
 """Below this width the steps stand above the charts instead of beside them."""
 WIDE = 760
+_METRIC_TITLES = {
+    "original_perplexity": "The original's perplexity on the text so far",
+    "perplexity": "The result's perplexity on the text so far",
+}
+"""Means that settle while the text is read: without these words they look like something that improves."""
 _ELSEWHERE = "Another program does this run: a terminal, or the search for the best. It can be stopped only there."
 
 
@@ -255,7 +260,8 @@ class RunDetail(QScrollArea):
 
     def _metric_chart(self, name: str, series: Series) -> LiveChart:
         if name not in self._metric_charts:
-            title = name.replace("_", " ").capitalize() + (f" ({series.unit})" if series.unit else "")
+            title = _METRIC_TITLES.get(name, name.replace("_", " ").capitalize())
+            title = tr(title) + (f" ({series.unit})" if series.unit else "")
             card = Card(title, spacing=8)
             chart = LiveChart(title, lambda value: f"{value:.4g}", over_time=False)
             card.body.addWidget(chart)

@@ -31,7 +31,15 @@ def _dressed(qapp):
 
 @pytest.mark.parametrize(
     ("text", "units"),
-    [("95 % sure", 1), ("16.8 MB → 5 kB", 2), ("93.7 tok/s in 80 ms", 2), ("3 models", 0), ("64 Bs", 0), ("a % b", 0)],
+    [
+        ("95 % sure", 1),
+        ("16.8 MB → 5 kB", 3),
+        ("34.10 → 35.53", 1),
+        ("93.7 tok/s in 80 ms", 2),
+        ("3 models", 0),
+        ("64 Bs", 0),
+        ("a % b", 0),
+    ],
 )
 def test_units_stay_with_their_numbers(text, units):
     set_apart = typeset(text)

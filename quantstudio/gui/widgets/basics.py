@@ -77,8 +77,8 @@ def breakable(text: str) -> str:
 
 
 def typeset(text: str) -> str:
-    """The text with units that stay in the line of their numbers."""
-    return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B|m?s|min|tok/s|nats)(?!\w))", "\u00a0", text)
+    """The text with units that stay in the line of their numbers, and arrows that do not begin a line."""
+    return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B|m?s|min|tok/s|nats)(?!\w))", "\u00a0", text).replace(" →", "\u00a0→")
 
 
 def icon_label(name: str, role: str = "muted", size: int = ICON_SIZE) -> QLabel:

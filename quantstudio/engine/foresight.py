@@ -17,6 +17,7 @@ from quantstudio.core.speed_words import kernels_words
 from quantstudio.engine.kernels.registry import Chooser
 from quantstudio.engine.kernels.trial import BEFORE_A_JOB_S, Timing, Trials, sum_timings
 from quantstudio.engine.load import resolve_device
+from quantstudio.engine.native.build import build_with_words
 from quantstudio.engine.reporter import Reporter
 
 CLEAR = 1.05
@@ -29,6 +30,8 @@ def try_kernels(plan: QuantizationPlan, machine: MachineSection, reporter: Repor
     Raises `Cancelled`.
     """
     device = torch.device(resolve_device(machine.device))
+    if device.type == "cpu":
+        build_with_words(reporter)
     trials = Trials(device, limit_s)
     chooser = Chooser(device, machine.kernel, reporter.log, trials)
     for layer in plan.quantized:

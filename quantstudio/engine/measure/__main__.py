@@ -46,10 +46,11 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
         import torch
 
         from quantstudio.engine.kernels.trial import AT_LOAD_S
-        from quantstudio.engine.load import load_model
+        from quantstudio.engine.load import load_model, resolve_device
         from quantstudio.engine.measure.performance import load_timed, measure_performance
         from quantstudio.engine.measure.quality import measure_kv_cache, measure_quality, measure_text_fit
         from quantstudio.engine.measure.text import read_text
+        from quantstudio.engine.native.build import build_with_words
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = spec.machine.seed
@@ -62,6 +63,8 @@ def measure(spec: MeasureSpec, reporter: Reporter) -> Measured:
     # In a run the parent has tried the kernels: done here it would count as the model's memory.
     trials_s = AT_LOAD_S if spec.alone else 0.0
     folder, machine = Path(spec.model), spec.machine
+    if resolve_device(machine.device) == "cpu":
+        build_with_words(reporter)  # the first time takes seconds, which are not the model's
     load = partial(load_model, folder, machine.device, reporter, machine.kernel, trials_s, compiled=machine.compile)
     loaded, load_s = load_timed(folder, reporter, load)
     kind = spec.machine.kv_cache

@@ -6,6 +6,11 @@ import textwrap
 
 import pytest
 
+from quantstudio.core.model_info import read_model_info
+from quantstudio.core.plan import make_plan
+from quantstudio.core.recipe import MachineSection, Recipe
+from quantstudio.core.schemes import W4A16
+from quantstudio.engine.foresight import try_kernels
 from quantstudio.engine.native import build
 from quantstudio.engine.reporter import Reporter
 
@@ -65,6 +70,16 @@ def test_what_the_compiler_says_is_told(anew, compiler, monkeypatch):
     first, second = told(monkeypatch, found)
     assert "being built" in first
     assert "no such header" in second
+
+
+@needs_native
+def test_whoever_tries_kernels_first_says_that_they_are_built(tiny_folder, monkeypatch, tmp_path):
+    """Not only who loads a model: measuring one begins with it, so that the seconds are not the model's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    info, sent = read_model_info(tiny_folder), []
+    plan = make_plan(info, Recipe(scheme=W4A16(group_size=32)))
+    try_kernels(plan, MachineSection(device="cpu"), Reporter(sent.append), 0.0)
+    assert "being built" in sent[0].text
 
 
 @needs_native

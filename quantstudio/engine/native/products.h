@@ -20,6 +20,15 @@ constexpr int FAR = 2048, NEAR = 256;  // how many bytes ahead weights are fetch
 constexpr int MOST_ROWS = 256;  // in a block
 constexpr int PART = 32;        // columns whose sum is kept; groups are multiples of it
 
+constexpr float TINY = 1.17549435e-38f;  // the least scale
+
+// A thread's part of `count` things.
+struct Share {
+  int64_t first, last;
+  Share(int64_t count, int64_t thread, int64_t threads)
+      : first(count * thread / threads), last(count * (thread + 1) / threads) {}
+};
+
 // A row of activations as the products want it.
 struct Row {
   bf16* narrow;   // [columns]
@@ -70,7 +79,7 @@ float largest_magnitude(const Number* x, int64_t count) {
 // int8 codes for a token, in bf16 arithmetic throughout: `kernels.activations`.
 void round_to_int8(const Row& plain, Row& rounded, int64_t columns) {
   float scale = through_bf16(largest_magnitude(plain.wide, columns) / 127.5f);
-  scale = scale > 1.17549435e-38f ? scale : 1.17549435e-38f;
+  scale = scale > TINY ? scale : TINY;
   for (int64_t i = 0; i < columns; i += LANES) {  // what lies behind the row's end is not used
     const Floats x = through_bf16(div(load(plain.wide + i), all(scale)));
     store(rounded.wide + i, nearest(lowest(highest(x, all(-128)), all(127))));
@@ -227,14 +236,15 @@ template <bool ADD>
 void product(const Matrix* matrices, int count, const Input& input, bf16* out, int thread, int threads) {
   int64_t total = 0;
   for (int i = 0; i < count; i++) total += (matrices[i].rows + matrices[i].block - 1) / matrices[i].block;
-  const int64_t first = total * thread / threads, last = total * (thread + 1) / threads;
+  const Share own(total, thread, threads);
   int64_t before = 0;
   for (int i = 0; i < count; i++) {
     const Matrix& m = matrices[i];
     const Row& row = m.rounds_input ? input.rounded : input.plain;
     const int64_t blocks = (m.rows + m.block - 1) / m.block;
     const auto sums = m.bits == 4 ? int4_block : m.bits == 8 ? int8_block : bf16_block;
-    for (int64_t block = first > before ? first - before : 0; block < blocks && block + before < last; block++) {
+    const int64_t start = own.first > before ? own.first - before : 0;
+    for (int64_t block = start; block < blocks && block + before < own.last; block++) {
       alignas(64) float found[MOST_ROWS];
       sums(m, block, row, found);
       emit<ADD>(m, block * m.block, found, row, out);

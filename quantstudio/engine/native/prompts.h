@@ -162,25 +162,25 @@ struct Bench {
 };
 
 // Outputs from `row` on, `WIDTH` where there are as many, for some strips.
-void multiply_tile(const Matrix& m, int64_t row, const Cell* packed, int64_t first, int64_t last, const Rows& x,
-                   Bench& own, bf16* out) {
+void multiply_tile(const Matrix& m, int64_t row, const Cell* packed, const Share& strips, const Rows& x, Bench& own,
+                   bf16* out) {
   const int64_t rows = m.rows - row < WIDTH ? m.rows - row : WIDTH;
   const int64_t deep = m.bits == 4 ? (DEEP > m.group ? DEEP / m.group * m.group : m.group) : DEEP;
   const int64_t cells = (m.columns + STEP - 1) / STEP;
   own.tile.resize((deep + STEP) / STEP * WIDTH);
-  own.sums.resize((last - first) * STRIP * WIDTH);
+  own.sums.resize((strips.last - strips.first) * STRIP * WIDTH);
   for (int64_t from = 0; from < m.columns; from += deep) {
     const int64_t columns = m.columns - from < deep ? m.columns - from : deep;
     (m.bits == 4 ? expand_int4 : expand_int8)(m, row, from, columns, own.tile.data());
     const auto add = from ? multiply_strip<true> : multiply_strip<false>;
-    for (int64_t strip = first; strip < last; strip++) {
+    for (int64_t strip = strips.first; strip < strips.last; strip++) {
       const Cell* cell = packed + (strip * cells + from / STEP) * STRIP;
-      add(cell, own.tile.data(), (columns + STEP - 1) / STEP, own.sums.data() + (strip - first) * STRIP * WIDTH);
+      add(cell, own.tile.data(), (columns + STEP - 1) / STEP, own.sums.data() + (strip - strips.first) * STRIP * WIDTH);
     }
   }
   const Finish finish(m, row, rows);
-  for (int64_t strip = first; strip < last; strip++) {
-    emit_strip(finish, m.rows, row, rows, own.sums.data() + (strip - first) * STRIP * WIDTH, strip, x, out);
+  for (int64_t strip = strips.first; strip < strips.last; strip++) {
+    emit_strip(finish, m.rows, row, rows, own.sums.data() + (strip - strips.first) * STRIP * WIDTH, strip, x, out);
   }
 }
 

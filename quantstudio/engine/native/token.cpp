@@ -65,13 +65,12 @@ void complete(Input& input, int64_t columns, const Matrix* matrices, int count) 
   if (rounds) round_to_int8(input.plain, input.rounded, columns);
 }
 
-// Root mean square norm of a row. May work in place.
+// Root mean square norm of a row.
 void norm(const bf16* x, const bf16* weight, float epsilon, int64_t columns, float* out) {
-  float squares = 0;
   int64_t i = 0;
   Floats some = zero();
   for (; i + LANES <= columns; i += LANES) some = fma(load(x + i), load(x + i), some);
-  squares = sum(some);
+  float squares = sum(some);
   for (; i < columns; i++) squares += widen(x[i]) * widen(x[i]);
   const float factor = 1 / __builtin_sqrtf(squares / columns + epsilon);
   for (i = 0; i + LANES <= columns; i += LANES) {
@@ -103,7 +102,7 @@ void prepare_head(const Model& model, const bf16* x, const bf16* weight, const b
 // Symmetric codes -127…127 with one scale: `kv_cache`.
 void keep_int8(const bf16* x, int64_t size, int8_t* codes, bf16* scale) {
   const float limit = largest_magnitude(x, size) / 127;
-  *scale = narrow(limit > 1.17549435e-38f ? limit : 1.17549435e-38f);
+  *scale = narrow(limit > TINY ? limit : TINY);
   for (int64_t i = 0; i < size; i++) {
     const float code = __builtin_rintf(widen(x[i]) / widen(*scale));
     codes[i] = int8_t(code < -127 ? -127 : code > 127 ? 127 : code);
@@ -183,13 +182,6 @@ void attend(const Model& model, const Cache& cache, int64_t head, const float* q
   for (; j < size; j += LANES) gather<1>(scores, values + j, value_scales, count, size, factor, out + j);
 }
 
-// A thread's part of `count` things.
-struct Share {
-  int64_t first, last;
-  Share(int64_t count, int thread, int threads)
-      : first(count * thread / threads), last(count * (thread + 1) / threads) {}
-};
-
 // Heads of keys and values are divided among the threads, and the queries that share them: by those heads where all
 // threads get as many, else one by one, when all keys are there.
 void attention(const Model& model, const Layer& layer, const Cache& cache, const bf16* cosine, const bf16* sine,
@@ -222,8 +214,7 @@ void attention(const Model& model, const Layer& layer, const Cache& cache, const
 
 // silu(gate) · up
 void activate(const bf16* gate, const bf16* up, int64_t count, float* out) {
-  int64_t i = 0;
-  for (; i < count; i += LANES) {
+  for (int64_t i = 0; i < count; i += LANES) {
     const Floats x = load(gate + i);
     const Floats silu = div(x, add(all(1.0f), exponential(sub(zero(), x))));
     store(out + i, through_bf16(mul(through_bf16(silu), load(up + i))));
@@ -309,8 +300,7 @@ extern "C" void quantstudio_prompt(const Matrix* matrix, const uint16_t* rows, c
     }
 #pragma omp for schedule(dynamic)
     for (int64_t number = 0; number < tiles * parts; number++) {
-      const int64_t row = number / parts * WIDTH, part = number % parts;
-      multiply_tile(m, row, packed.data(), strips * part / parts, strips * (part + 1) / parts, x, own, out);
+      multiply_tile(m, number / parts * WIDTH, packed.data(), Share(strips, number % parts, parts), x, own, out);
     }
   }
 }
